@@ -1,0 +1,113 @@
+"""Training speed: images a second of the product's step, and its ratio to a plain eager float32 step, in one process.
+
+Case: image 32, patch 4, encoder 256 x 3, DiT 384 x 6, 4 sets of 6. A step is loss, backward, gradient clipping and
+AdamW. The two are timed in turns, so that what else the machine does meets both.
+
+    python benchmarks/train_step.py [--device cuda] [--sets 4] [--out benchmarks/results/train_step_cpu.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
+from lightning_vfs.modules import VFSDDPM, OptimizerConfig
+from lightning_vfs.modules.optimizer import build_adamw
+
+CASE = VFSConfig(
+    SetConfig(set_size=6, image_size=32, channels=3),
+    EncoderConfig(dim=256, depth=3, heads=4, dim_head=64, mlp_ratio=4.0, patch_size=4),
+    DenoiserConfig(dim=384, depth=6, heads=6, patch_size=4),
+    DiffusionConfig(),
+)
+
+
+def make_step(compiled: bool, device: torch.device, sets: int) -> Callable[[], None]:
+    """A training step of a fresh model: bf16 autocast, compiled and fused, or plain eager float32."""
+    torch.manual_seed(0)
+    model = VFSDDPM(CASE, compile=compiled).to(device).train()
+    model.diffusion = model.diffusion.on(torch.empty(0, device=device))
+    optimizer = build_adamw(model, OptimizerConfig(), fused=compiled)
+    loss_of = model._training_loss
+    n, image = CASE.sets.set_size, (CASE.sets.channels, CASE.sets.image_size, CASE.sets.image_size)
+    x_set = torch.rand(sets, n, *image, device=device) * 2 - 1
+    noise = torch.randn(sets, n, *image, device=device)
+    t = torch.randint(CASE.diffusion.timesteps, (sets,), device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
+            loss = loss_of(x_set, t, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Seconds that a number of steps take."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sets", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    images = args.sets * CASE.sets.set_size
+    steps = {"product": make_step(True, device, args.sets), "plain": make_step(False, device, args.sets)}
+    for step in steps.values():
+        timed(step, 3, device)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(args.turns):
+        for name, step in steps.items():
+            seconds[name].append(timed(step, args.steps, device) / args.steps)
+    median = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    gpu = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        "case": "image 32, patch 4, encoder 256 x 3, DiT 384 x 6, sets of 6",
+        "sets_per_step": args.sets,
+        "images_per_second": {name: round(images / value, 1) for name, value in median.items()},
+        "fastest_images_per_second": {name: round(images / min(values), 1) for name, values in seconds.items()},
+        "ratio_to_plain": round(median["plain"] / median["product"], 2),
+        "peak_memory_mib": round(peak / 2**20),
+        "device": torch.cuda.get_device_name() if gpu else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(result, indent=2))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _cpu_name() -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Few-shot image generation with diffusion models in PyTorch Lightning.
+
+Names are imported when they are first used, so that `import lightning_vfs` and `lightning-vfs --help` stay fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
+    from lightning_vfs.core import CheckpointError, SetSizeMismatchError, VFSConfig
+    from lightning_vfs.data import SetDataModule
+    from lightning_vfs.modules import VFSDDPM
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "VFSConfig": "core",
+    "CheckpointError": "core",
+    "SetSizeMismatchError": "core",
+    "VFSDDPM": "modules",
+    "SetDataModule": "data",
+    "FIDCallback": "callbacks",
+    "SampleGridCallback": "callbacks",
+}
+
+__all__ = [
+    "CheckpointError",
+    "FIDCallback",
+    "SampleGridCallback",
+    "SetDataModule",
+    "SetSizeMismatchError",
+    "VFSConfig",
+    "VFSDDPM",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"lightning_vfs.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

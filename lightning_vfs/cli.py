@@ -1,0 +1,61 @@
+"""The command `lightning-vfs`. What a subcommand needs is imported when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning_vfs import __version__
+from lightning_vfs.core.errors import VFSError
+
+SUBCOMMANDS = {
+    "fit": "train a model on sets of images, evaluate it while it trains",
+    "validate": "evaluate a checkpoint: loss on validation classes, FID by the callback",
+    "test": "evaluate a checkpoint: loss on test classes, FID by the callback",
+    "predict": "generate one image for every test set",
+    "sample": "generate images of a class from a folder of a few of its images",
+    "convert": "turn a checkpoint into a folder with model.safetensors and config.json",
+}
+
+HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
+
+Few-shot image generation with diffusion models: train, evaluate, sample.
+
+subcommands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+
+options:
+  -h, --help   show this message
+  --version    show the version
+
+Every subcommand explains itself: lightning-vfs SUBCOMMAND --help
+Start with:  lightning-vfs fit --config configs/glyphs.yaml
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status: 0, 1 for an error that was explained, 2 for wrong usage."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"lightning-vfs {__version__}")
+        return 0
+    name, *rest = args
+    if name not in SUBCOMMANDS:
+        print(f"lightning-vfs: there is no subcommand {name!r}; take one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        if name in ("sample", "convert"):
+            from importlib import import_module
+
+            import_module(f"lightning_vfs.commands.{name}").run(rest)
+        else:
+            from lightning_vfs.commands.lightning import VFSCLI
+
+            VFSCLI(args)
+    except VFSError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,137 @@
+"""fit, validate, test and predict: Lightning's CLI, with the set contract at its door."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_vfs.core import contract
+from lightning_vfs.core.config import SetConfig, VFSConfig
+from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.data import SetDataModule
+from lightning_vfs.interop.checkpoints import read_checkpoint
+from lightning_vfs.modules import VFSDDPM
+
+LINKED = ("set_size", "image_size", "channels")
+"""What data and model must agree on; given once, on the data."""
+
+FREE = (
+    "encoder.dropout",
+    "encoder.kl_weight",
+    "diffusion.clip_denoised",
+)
+"""What a flag may change beside a checkpoint; the rest of the configuration belongs to its weights."""
+
+
+class VFSCLI(LightningCLI):
+    """LightningCLI for VFSDDPM and the data modules.
+
+    The data's set size, image size and channels become the model's. Beside a checkpoint, the configuration is the
+    checkpoint's, flags decide on the optimizer and the like, and a flag that contradicts the weights is named.
+
+    Raises:
+        ConfigError: flags that contradict each other or the checkpoint.
+        CheckpointError: the file is no checkpoint of ours.
+        SetSizeMismatchError: the checkpoint's weights and the data state different set sizes.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        # Lightning warns of arguments given twice when sys.argv has some beside `args`; here they are the same.
+        sys.argv = sys.argv[:1]
+        super().__init__(
+            VFSDDPM,
+            SetDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False},
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=list(args),
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
+        self._given_model = dict(_leaves(given.get("model", Namespace())))
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's hook where a checkpoint's hyper-parameters meet the flags; here the contract decides."""
+        config = self.config[self.config["subcommand"]]
+        checkpoint = None
+        # `last`, `best` and `hpc` are found by the trainer; the model's load hook then checks them.
+        if config.get("ckpt_path") and config["ckpt_path"] not in ("last", "best", "hpc"):
+            checkpoint = read_checkpoint(config["ckpt_path"])
+            self._take_hyper_parameters(config["model"], checkpoint["hyper_parameters"])
+        data = config["data"]["init_args"]
+        if checkpoint is None:
+            self._refuse_contradicting_data(data)
+            agreed = VFSConfig(SetConfig(**{**_plain(config["model"]["config"]["sets"]), **_linked(data)}))
+        else:
+            agreed = self._agree_with_weights(config, checkpoint, data)
+        config["model"]["config"]["sets"] = Namespace(agreed.to_dict()["sets"])
+
+    def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
+        """The checkpoint's hyper-parameters become the model's, but for what the user gave.
+
+        Raises:
+            ConfigError: a flag contradicts the checkpoint's weights.
+        """
+        for name, value in _leaves(hyper_parameters):
+            part = name.removeprefix("config.")
+            given = self._given_model.get(name, value)
+            weights_decide = name.startswith("config.") and part not in FREE
+            if weights_decide and given != value and part != "sets.set_size":
+                raise ConfigError(
+                    f"--model.{name} is {given!r}, but the checkpoint was trained with {value!r}, and its weights fit "
+                    f"no other. Leave --model.{name} out (or set it to {value!r} in the YAML), or train without "
+                    "--ckpt_path."
+                )
+            model[name] = value if weights_decide else given
+
+    def _refuse_contradicting_data(self, data: Namespace) -> None:
+        for field in LINKED:
+            given = self._given_model.get(f"config.sets.{field}", data[field])
+            if given != data[field]:
+                raise ConfigError(
+                    f"--model.config.sets.{field} is {given}, but --data.{field} is {data[field]}: give it once, on "
+                    f"the data (--data.{field}); the model takes it from there."
+                )
+
+    def _agree_with_weights(self, config: Namespace, checkpoint: dict[str, Any], data: Namespace) -> VFSConfig:
+        trained = VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"])
+        for field in ("image_size", "channels"):
+            if data[field] != getattr(trained.sets, field):
+                raise CheckpointError(
+                    f"The checkpoint was trained with {field} {getattr(trained.sets, field)}, but the data has "
+                    f"{data[field]}: set --data.{field} {getattr(trained.sets, field)}, or train a model for this data."
+                )
+        stated = self._given_model.get("config.sets.set_size", trained.sets.set_size)
+        return contract.agree(
+            contract.with_set_size(trained, stated),
+            weights=contract.patch_dim_of(checkpoint["state_dict"]),
+            data=data["set_size"],
+            on_mismatch=config["model"]["on_set_size_mismatch"],
+        )
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested mappings."""
+    for name, value in (vars(values) if isinstance(values, Namespace) else values).items():
+        if isinstance(value, Namespace | dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _plain(values: Namespace) -> dict[str, Any]:
+    return dict(vars(values))
+
+
+def _linked(data: Namespace) -> dict[str, Any]:
+    return {field: data[field] for field in LINKED}

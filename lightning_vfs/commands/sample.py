@@ -1,0 +1,67 @@
+"""lightning-vfs sample: images of a class, from a folder of a few of its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import auto_cli
+from torchvision.io import write_png
+
+from lightning_vfs.callbacks.grids import sample_grid, to_uint8
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.data import load_support
+from lightning_vfs.modules import VFSDDPM
+
+
+def sample(
+    support: str,
+    out: str,
+    ckpt_path: str | None = None,
+    pretrained: str | None = None,
+    num_images: int = 24,
+    steps: int = 50,
+    sampler: Literal["ddim", "ddpm"] = "ddim",
+    eta: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Generate images of the class that a folder of images shows.
+
+    Writes `0000.png`, `0001.png`, ... and `grid.png` (the support on the left).
+
+    Args:
+        support: folder with 1 to k images of one class.
+        out: folder for the images; made if need be.
+        ckpt_path: a Lightning checkpoint; or give `pretrained`.
+        pretrained: a folder with model.safetensors and config.json, or a hub id.
+        num_images: images to generate.
+        steps: diffusion steps to take.
+        sampler: ddim or ddpm.
+        eta: of DDIM, 0 (deterministic) to 1.
+        seed: seed of the noise.
+        device: auto, cpu, cuda, cuda:1, ...
+    """
+    if (ckpt_path is None) == (pretrained is None):
+        raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say which model generates.")
+    if num_images < 1:
+        raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = VFSDDPM.load_from_checkpoint(ckpt_path) if ckpt_path else VFSDDPM.from_pretrained(str(pretrained))
+    model = model.to(device).eval()
+    sets = model.config.sets
+    images = load_support(support, sets.image_size, sets.channels)
+    generated = model.sample(images, num_images, steps, sampler, seed, eta).cpu()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(to_uint8(generated)):
+        write_png(image, str(folder / f"{i:04d}.png"))
+    write_png(sample_grid(images[None], generated[None]), str(folder / "grid.png"))
+    print(f"{num_images} images and grid.png of {len(images)} support images: {folder}")
+
+
+def run(args: list[str]) -> None:
+    """Parse the arguments and sample."""
+    auto_cli(sample, args=args, prog="lightning-vfs sample", as_positional=False)

@@ -1,0 +1,52 @@
+"""The framework-neutral core: configuration, contract, sets, diffusion, on torch, NumPy and JAX arrays alike."""
+
+from lightning_vfs.core.config import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
+from lightning_vfs.core.contract import StaleSetSizeWarning, agree, check_batch, check_support, patch_dim
+from lightning_vfs.core.diffusion import GaussianDiffusion
+from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
+from lightning_vfs.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EvaluationError,
+    SetSizeMismatchError,
+    VFSError,
+)
+from lightning_vfs.core.gaussian import gaussian_kl, standard_gaussian_kl_bits
+from lightning_vfs.core.patches import stack_patches, unpatchify
+from lightning_vfs.core.samplers import sample, sample_steps
+from lightning_vfs.core.schedules import betas_for, respaced_timesteps
+from lightning_vfs.core.sets import complete, leave_one_out, subsample
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DenoiserConfig",
+    "DiffusionConfig",
+    "EncoderConfig",
+    "EvaluationError",
+    "GaussianDiffusion",
+    "SetConfig",
+    "SetSizeMismatchError",
+    "StaleSetSizeWarning",
+    "VFSConfig",
+    "VFSError",
+    "agree",
+    "betas_for",
+    "check_batch",
+    "check_support",
+    "complete",
+    "gaussian_kl",
+    "leave_one_out",
+    "patch_dim",
+    "respaced_timesteps",
+    "sample",
+    "sample_steps",
+    "sincos_positions",
+    "stack_patches",
+    "standard_gaussian_kl_bits",
+    "subsample",
+    "timestep_embedding",
+    "unpatchify",
+]

@@ -1,0 +1,204 @@
+"""The contract between weights, configuration and data: who says how large a set is, and what happens if they differ.
+
+Weights state it by `patch_dim`, the width of SPT's LayerNorm; the configuration and the data state it by name. Every
+door (load hooks, command line, data, callbacks) asks the functions here; see the table in `docs/contract.md`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.errors import CheckpointError, SetSizeMismatchError
+
+OnMismatch = Literal["error", "adapt"]
+
+PATCH_DIM_KEY = "encoder.to_patch_embedding.norm.weight"
+"""Name of the parameter whose length is `patch_dim`."""
+
+
+class StaleSetSizeWarning(UserWarning):
+    """A configuration states another set size than the weights; the weights' is taken."""
+
+
+def patch_dim(config: VFSConfig) -> int:
+    """Width of SPT's LayerNorm: patch_size**2 * slots * channels (slots is 1 for `per_image_mean`)."""
+    slots = config.sets.slots if config.encoder.tokenizer == "stack" else 1
+    return config.encoder.patch_size**2 * slots * config.sets.channels
+
+
+def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
+    """Set size that weights of this patch_dim were made for; None when they do not depend on it (`per_image_mean`).
+
+    Raises:
+        CheckpointError: `found` is no patch_dim of this patch size and number of channels.
+    """
+    sets, encoder = config.sets, config.encoder
+    per_slot = encoder.patch_size**2 * sets.channels
+    pixels = f"{encoder.patch_size}\u00b2\u00b7{sets.channels}"
+    if encoder.tokenizer == "per_image_mean":
+        if found != per_slot:
+            raise CheckpointError(
+                f"The weights have a patch_dim of {found}, but tokenizer `per_image_mean` with patches of "
+                f"{encoder.patch_size} and {sets.channels} channels needs {pixels} = {per_slot}: "
+                f"{_which_differs(found, config)}"
+            )
+        return None
+    slots, rest = divmod(found, per_slot)
+    set_size = slots + (sets.held_out == "drop")
+    if rest or set_size < 2:
+        raise CheckpointError(
+            f"The weights have a patch_dim of {found}, which is no multiple of {pixels} = {per_slot} "
+            f"(patch_size\u00b2\u00b7channels) that makes a set of 2 or more: {_which_differs(found, config)}"
+            if rest
+            else f"The weights have a patch_dim of {found} = {pixels}\u00b7{slots}, a set of {set_size}; "
+            "a set holds at least 2 images: the tokenizer differs (per_image_mean?), or the file is damaged."
+        )
+    return set_size
+
+
+def _which_differs(found: int, config: VFSConfig) -> str:
+    """Which of patch size and channels, if another one alone would explain the patch_dim."""
+    sets, encoder = config.sets, config.encoder
+    stacked = sets.slots if encoder.tokenizer == "stack" else 1
+    for channels in (1, 3):
+        if channels != sets.channels and found == encoder.patch_size**2 * channels * stacked:
+            return f"it fits {channels} channels instead of {sets.channels}."
+    for patch in range(1, sets.image_size + 1):
+        if patch != encoder.patch_size and found == patch**2 * sets.channels * stacked:
+            return f"it fits patches of {patch} instead of {encoder.patch_size}."
+    return "the patch size or the channels differ from those of the weights, or the file is damaged."
+
+
+def agree(
+    config: VFSConfig,
+    *,
+    weights: int | None = None,
+    data: int | None = None,
+    on_mismatch: OnMismatch = "error",
+) -> VFSConfig:
+    """Decide which set size holds, by the contract's table.
+
+    Args:
+        config: the configuration at hand.
+        weights: patch_dim of the weights that are there or about to be loaded, if any.
+        data: images per set that the data delivers, if known.
+        on_mismatch: `error`, or `adapt`: sets are completed with zero images, or subsampled, to fit the weights.
+
+    Returns:
+        The configuration with the set size that holds.
+
+    Warns:
+        StaleSetSizeWarning: the configuration states another set size than the weights.
+
+    Raises:
+        CheckpointError: the weights' patch_dim fits no set size.
+        SetSizeMismatchError: weights and data differ and `on_mismatch` is `error`.
+    """
+    configured = config.sets.set_size
+    if weights is None:
+        held = configured
+    else:
+        held = set_size_of_weights(weights, config)
+        if held is None:
+            return config if data is None else with_set_size(config, data)
+    if data is not None and data != held and on_mismatch == "error":
+        raise SetSizeMismatchError(_mismatch(config, held, data))
+    if configured != held:
+        warnings.warn(
+            f"The configuration says sets of {configured}, but the weights were made for sets of {held} "
+            f"({_formula(config, held)}): going on with {held}. "
+            f"Set model.config.sets.set_size to {held} to silence this.",
+            StaleSetSizeWarning,
+            stacklevel=2,
+        )
+    return with_set_size(config, held)
+
+
+def with_set_size(config: VFSConfig, set_size: int) -> VFSConfig:
+    """The same configuration for sets of another size."""
+    return replace(config, sets=replace(config.sets, set_size=set_size))
+
+
+def _formula(config: VFSConfig, set_size: int) -> str:
+    slots = replace(config.sets, set_size=set_size).slots
+    patch, channels = config.encoder.patch_size, config.sets.channels
+    left_out = "" if slots == set_size else f", {slots} slots"
+    return f"{patch**2 * slots * channels} = {patch}\u00b2\u00b7{slots}\u00b7{channels}{left_out}"
+
+
+def _mismatch(config: VFSConfig, held: int, data: int) -> str:
+    return (
+        f"The weights were made for sets of {held} ({_formula(config, held)}), "
+        f"but the data has sets of {data} ({_formula(config, data)}). "
+        f"Ways out: give the data sets of {held} (--data.set_size {held}), or let sets be completed with zero images "
+        "or subsampled (--model.on_set_size_mismatch adapt)."
+    )
+
+
+def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: OnMismatch = "error") -> None:
+    """Refuse a batch of sets that does not fit the model, by name.
+
+    Args:
+        images_shape: shape of the batch, expected (b, n, c, h, w).
+
+    Raises:
+        SetSizeMismatchError: n is not the agreed set size (and `on_mismatch` is `error`).
+        ValueError: another number of axes, channels or pixels.
+    """
+    sets = config.sets
+    if len(images_shape) != 5:
+        raise ValueError(
+            f"A batch of sets has the shape (b, n, c, h, w), here (b, {sets.set_size}, {sets.channels}, "
+            f"{sets.image_size}, {sets.image_size}); got {tuple(images_shape)}."
+        )
+    _, n, *image = images_shape
+    if image != [sets.channels, sets.image_size, sets.image_size]:
+        raise ValueError(
+            f"The model takes images of shape ({sets.channels}, {sets.image_size}, {sets.image_size}); the batch has "
+            f"{tuple(image)}. Set --data.channels and --data.image_size to the model's, or train a model for this data."
+        )
+    stacked = config.encoder.tokenizer == "stack"
+    if stacked and n != sets.set_size and on_mismatch == "error":
+        raise SetSizeMismatchError(_mismatch(config, sets.set_size, n))
+    if n < 2 and sets.held_out != "none":
+        raise SetSizeMismatchError(f"A set needs at least 2 images to hold one out; the batch has sets of {n}.")
+
+
+def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
+    """Refuse a support (b, k, c, h, w) that the model cannot take.
+
+    Raises:
+        SetSizeMismatchError: no image, or more than `shots`.
+        ValueError: another shape of images.
+    """
+    sets = config.sets
+    if len(shape) != 5 or list(shape[2:]) != [sets.channels, sets.image_size, sets.image_size]:
+        raise ValueError(
+            f"A support has the shape (b, k, {sets.channels}, {sets.image_size}, {sets.image_size}) "
+            f"with k from 1 to {sets.shots}; got {tuple(shape)}."
+        )
+    k = shape[1]
+    if k < 1 or (config.encoder.tokenizer == "stack" and k > sets.shots):
+        raise SetSizeMismatchError(
+            f"The support has {k} images; this model takes 1 to {sets.shots} (sets of {sets.set_size}, held_out "
+            f"{sets.held_out}). Give it at most {sets.shots}."
+        )
+
+
+def patch_dim_of(state_dict: Mapping[str, Any]) -> int:
+    """patch_dim of a model's state_dict.
+
+    Raises:
+        CheckpointError: the state_dict is not that of a VFSDDPM.
+    """
+    if PATCH_DIM_KEY not in state_dict:
+        few = ", ".join(list(state_dict)[:3]) or "nothing"
+        raise CheckpointError(
+            f"The file holds weights of another model: there is no `{PATCH_DIM_KEY}` in it (it has {few}, ...)."
+        )
+    return int(state_dict[PATCH_DIM_KEY].shape[0])
+

@@ -1,0 +1,27 @@
+"""Errors that a user meets: each message says what was found, what was expected, and what to do."""
+
+from __future__ import annotations
+
+
+class VFSError(Exception):
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(VFSError, ValueError):
+    """A configuration that cannot work; the message names the field, the value and what is allowed."""
+
+
+class DataError(VFSError, ValueError):
+    """Data that cannot be used; the message names the file, folder or class."""
+
+
+class EvaluationError(VFSError, ValueError):
+    """An evaluation that cannot give a figure; raised before any image is generated."""
+
+
+class CheckpointError(VFSError):
+    """A file that is no checkpoint of ours, is damaged, or holds another model than the configuration describes."""
+
+
+class SetSizeMismatchError(VFSError, ValueError):
+    """Weights made for one set size met data or supports of another."""

@@ -1,0 +1,20 @@
+"""Images and stacked sets as sequences of patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from einops import rearrange
+
+
+def stack_patches(x_set: Any, patch_size: int) -> Any:
+    """Patches of a set whose images are stacked as channels, channels outermost: (b, s, c, h, w) -> (b, l, p*p*c*s)."""
+    return rearrange(x_set, "b s c (h p1) (w p2) -> b (h w) (p1 p2 c s)", p1=patch_size, p2=patch_size)
+
+
+def unpatchify(patches: Any, patch_size: int, channels: int) -> Any:
+    """Square images of their patches, laid out (p1 p2 c) each: (b, l, p*p*c) -> (b, c, h, w)."""
+    side = round(patches.shape[1] ** 0.5)
+    return rearrange(
+        patches, "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", h=side, p1=patch_size, p2=patch_size, c=channels
+    )

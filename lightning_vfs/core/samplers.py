@@ -1,0 +1,67 @@
+"""Samplers: from noise to images over a subset of the timesteps. One interface for torch, NumPy and (unjitted) JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+from array_api_compat import array_namespace, device
+
+from lightning_vfs.core.diffusion import GaussianDiffusion
+from lightning_vfs.core.errors import ConfigError
+
+SamplerName = Literal["ddpm", "ddim"]
+
+
+def sample(
+    denoise: Callable[[Any, Any], Any],
+    x_T: Any,  # noqa: N803 - the papers' name
+    diffusion: GaussianDiffusion,
+    sampler: SamplerName = "ddim",
+    eta: float = 0.0,
+    noise: Callable[[int], Any] | None = None,
+) -> Any:
+    """Images (b, c, h, w) from noise: the last of `sample_steps`."""
+    for x in sample_steps(denoise, x_T, diffusion, sampler, eta, noise):
+        pass
+    return x
+
+
+def sample_steps(
+    denoise: Callable[[Any, Any], Any],
+    x_T: Any,  # noqa: N803 - the papers' name
+    diffusion: GaussianDiffusion,
+    sampler: SamplerName = "ddim",
+    eta: float = 0.0,
+    noise: Callable[[int], Any] | None = None,
+) -> Iterator[Any]:
+    """Walk the reverse process; yields x after every step, the clean images last.
+
+    Args:
+        denoise: (x_t, t) -> model output, t int (b,) timesteps of the full process.
+        x_T: standard normal noise (b, c, h, w).
+        diffusion: the process over the steps to take (`GaussianDiffusion.respaced`).
+        sampler: `ddpm` (ancestral) or `ddim`.
+        eta: of DDIM; 0 is deterministic.
+        noise: step -> standard normal noise (b, c, h, w); needed by `ddpm`, and by `ddim` with eta above 0.
+
+    Raises:
+        ConfigError: an unknown sampler, eta out of [0, 1], or no noise where the sampler needs it.
+    """
+    if sampler not in get_args(SamplerName):
+        raise ConfigError(f"Sampler {sampler!r} is unknown; allowed: {', '.join(get_args(SamplerName))}.")
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta is {eta}; it must be from 0 (deterministic) to 1 (as noisy as DDPM).")
+    if noise is None and (sampler == "ddpm" or eta > 0):
+        raise ConfigError(f"Sampler {sampler} with eta {eta} draws noise at every step: give it `noise`.")
+    xp = array_namespace(x_T)
+    diffusion = diffusion.on(x_T)
+    x = x_T
+    for step in reversed(range(diffusion.num_steps)):
+        t = xp.full((x.shape[0],), step, device=device(x))
+        model_output = denoise(x, xp.take(diffusion.timesteps, t, axis=0))
+        if sampler == "ddpm":
+            x = diffusion.ddpm_step(model_output, x, t, noise(step))  # type: ignore[misc]
+        else:
+            x = diffusion.ddim_step(model_output, x, t, t - 1, eta, noise(step) if eta > 0 else None)  # type: ignore[misc]
+        yield x

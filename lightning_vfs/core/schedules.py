@@ -1,0 +1,58 @@
+"""Noise schedules and subsets of their steps."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from lightning_vfs.core.errors import ConfigError
+
+MAX_COSINE_BETA = 0.999
+
+
+def betas_for(schedule: str, timesteps: int) -> np.ndarray:
+    """Betas of a diffusion process.
+
+    `linear`: from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T (Ho et al. 2020, section 4).
+    `cosine`: from the cumulative product cos^2((t / T + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal 2021, eq. 17),
+    clipped at 0.999.
+
+    Returns:
+        float64 array (timesteps,), each in (0, 1].
+
+    Raises:
+        ConfigError: the schedule is unknown, or has a beta above 1; the message gives the smallest T that works.
+    """
+    if schedule == "linear":
+        scale = 1000 / timesteps
+        betas = np.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=np.float64)
+        if betas[-1] > 1 or betas[0] > 1:
+            raise ConfigError(
+                f"A linear schedule of {timesteps} timesteps has a beta of {max(betas[0], betas[-1]):.4g}, above 1: "
+                "take at least 20 timesteps (sampling may use fewer steps of them), or the cosine schedule."
+            )
+        return betas
+    if schedule == "cosine":
+        steps = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+        alpha_bar = np.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_COSINE_BETA)
+    raise ConfigError(f"Schedule {schedule!r} is unknown; allowed: 'linear', 'cosine'.")
+
+
+@lru_cache(maxsize=64)
+def respaced_timesteps(timesteps: int, steps: int) -> tuple[int, ...]:
+    """Evenly spaced subset of the timesteps 0 to T - 1 that holds the first and the last, ascending.
+
+    The spacing is that of improved DDPM (Nichol and Dhariwal 2021, section 4): real strides, rounded.
+
+    Raises:
+        ConfigError: steps below 1 or above `timesteps`.
+    """
+    if not 1 <= steps <= timesteps:
+        raise ConfigError(f"{steps} sampling steps of a process of {timesteps}: take 1 to {timesteps}.")
+    if steps == 1:
+        return (timesteps - 1,)
+    stride = (timesteps - 1) / (steps - 1)
+    return tuple(round(i * stride) for i in range(steps))

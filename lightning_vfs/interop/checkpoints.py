@@ -1,0 +1,55 @@
+"""Lightning checkpoints of a VFSDDPM, checked at the door."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_vfs.core.contract import PATCH_DIM_KEY
+from lightning_vfs.core.errors import CheckpointError
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, its tensors memory-mapped; nothing but plain values and tensors is unpickled.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no Lightning checkpoint, or one of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(beside)} in that folder" if beside else ""
+        raise CheckpointError(f"There is no checkpoint {path}{hint}. Give --ckpt_path a file that a run wrote.")
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} is a safetensors file, not a Lightning checkpoint: give its folder to --pretrained or "
+            "`VFSDDPM.from_pretrained`."
+        )
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes) is truncated or no checkpoint: a checkpoint is a zip file as "
+            "torch.save writes it. Take an earlier one, or copy it again."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no checkpoint that can be read safely: {error}") from error
+    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict):
+        raise CheckpointError(
+            f"{path} is no Lightning checkpoint: it has no `state_dict`. A bare state_dict carries no configuration; "
+            "build VFSDDPM(config), call load_state_dict, and save_pretrained."
+        )
+    if PATCH_DIM_KEY not in state_dict:
+        few = ", ".join(list(state_dict)[:3]) or "nothing"
+        raise CheckpointError(f"{path} is a checkpoint of another model (it has {few}, ...), not of a VFSDDPM.")
+    if "config" not in checkpoint.get("hyper_parameters", {}):
+        raise CheckpointError(
+            f"{path} has no hyper-parameters of a VFSDDPM, so its configuration is not known: save with "
+            "trainer.save_checkpoint, or pass config= to load_from_checkpoint."
+        )
+    return checkpoint

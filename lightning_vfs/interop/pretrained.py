@@ -1,0 +1,65 @@
+"""Models as folders: `model.safetensors` beside `config.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.errors import CheckpointError, ConfigError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Write weights and configuration, each under a temporary name first."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, description = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}, weights)
+    description.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    weights.replace(folder / WEIGHTS)
+    description.replace(folder / CONFIG)
+
+
+def load_pretrained(name: str | Path) -> tuple[VFSConfig, dict[str, Tensor]]:
+    """Configuration and weights of a local folder or a hub id.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of something else; the message says which and what to do.
+    """
+    folder = Path(name) if Path(name).is_dir() else _download(str(name))
+    for file in (WEIGHTS, CONFIG):
+        if not (folder / file).is_file():
+            raise CheckpointError(
+                f"{folder} has no {file}: a folder written by `save_pretrained` or `lightning-vfs convert` has both "
+                f"{WEIGHTS} and {CONFIG}. For a Lightning checkpoint use `load_from_checkpoint` or --ckpt_path."
+            )
+    try:
+        config = VFSConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (json.JSONDecodeError, ConfigError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is no configuration of ours: {error}") from error
+    try:
+        return config, load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
+
+
+def _download(name: str) -> Path:
+    """Folder of a hub id in the local cache, downloaded if need be."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"There is no folder {name}. To load a hub id, first `pip install huggingface_hub`."
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
+    except Exception as error:  # the hub's client raises many kinds: bad id, no such repository, no network
+        raise CheckpointError(f"There is no folder {name}, and the hub gave nothing under that id: {error}") from error

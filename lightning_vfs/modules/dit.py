@@ -1,0 +1,120 @@
+"""The denoiser DiT (Peebles and Xie 2023, arXiv 2212.09748), with a set's context in place of a class label."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
+from lightning_vfs.core.patches import unpatchify
+from lightning_vfs.modules.layers import (
+    LAYER_NORM_EPS,
+    FeedForward,
+    TimestepMLP,
+    initialize_linear,
+    initialize_zero,
+)
+
+TIMESTEP_FEATURES = 256
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, per sample: (b, l, d), (b, d), (b, d) -> (b, l, d)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (b, l, dim) -> (b, l, dim)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
+
+
+class DiTBlock(nn.Module):
+    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim)."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, normalize_condition: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.mlp = FeedForward(dim, int(dim * mlp_ratio))
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.context_scale = nn.Parameter(torch.ones(dim)) if normalize_condition else None
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        if self.context_scale is not None:
+            condition = F.layer_norm(condition, condition.shape[-1:], eps=LAYER_NORM_EPS) * self.context_scale
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Modulated LayerNorm and projection to patches: (b, l, dim), (b, dim) -> (b, l, out_dim)."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.modulation = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, out_dim)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
+        return self.proj(modulate(self.norm(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """Denoiser: x_t (b, c, h, w), t int (b,), context (b, d) or (b, tokens, d) -> (b, c or 2c, h, w).
+
+    `film` conditioning takes one context vector per image; of context tokens it takes the mean.
+    """
+
+    def __init__(self, config: VFSConfig) -> None:
+        super().__init__()
+        dit, sets = config.denoiser, config.sets
+        self.config = dit
+        self.out_channels = config.out_channels
+        self.patch_embed = nn.Conv2d(sets.channels, dit.dim, dit.patch_size, stride=dit.patch_size)
+        positions = torch.from_numpy(sincos_positions(dit.dim, sets.image_size // dit.patch_size))
+        self.register_buffer("pos_embed", positions[None])
+        self.time_embed = TimestepMLP(TIMESTEP_FEATURES, dit.dim)
+        self.context_proj = nn.Linear(config.encoder.dim + (dit.dim if dit.film == "concat" else 0), dit.dim)
+        self.blocks = nn.ModuleList(
+            DiTBlock(dit.dim, dit.heads, dit.mlp_ratio, dit.normalize_condition) for _ in range(dit.depth)
+        )
+        self.final = FinalLayer(dit.dim, dit.patch_size**2 * self.out_channels)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        initialize_linear(self)
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(self.patch_embed.out_channels, -1))
+        nn.init.zeros_(self.patch_embed.bias)
+        for layer in (self.time_embed.fc1, self.time_embed.fc2):
+            nn.init.normal_(layer.weight, std=0.02)
+        initialize_zero(*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj)
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        x = rearrange(self.patch_embed(x_t), "b d h w -> b (h w) d") + self.pos_embed
+        condition = self._condition(t, context)
+        for block in self.blocks:
+            x = block(x, condition)
+        return unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
+
+    def _condition(self, t: Tensor, context: Tensor) -> Tensor:
+        time = self.time_embed(timestep_embedding(t, TIMESTEP_FEATURES, torch.float32))
+        if context.ndim == 3:
+            context = context.mean(dim=1)
+        if self.config.film == "add":
+            return time + self.context_proj(context)
+        return self.context_proj(torch.cat([time, context.to(time.dtype)], dim=-1))

@@ -1,0 +1,52 @@
+"""Layers that the set encoder and the denoiser share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU (tanh form) between: (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class TimestepMLP(nn.Module):
+    """Two linear layers with SiLU between, for sinusoids of timesteps: (b, in_dim) -> (b, dim)."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, dim)
+        self.act = nn.SiLU()
+        self.fc2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def initialize_linear(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every linear layer of the module."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def initialize_zero(*layers: nn.Linear) -> None:
+    """Zero weights and biases, so that a residual branch starts as the identity."""
+    for layer in layers:
+        layer.weight.zero_()
+        layer.bias.zero_()

@@ -1,0 +1,87 @@
+"""AdamW with warm-up and cosine decay, by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_vfs.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to zero.
+
+    Args:
+        learning_rate: its highest value.
+        betas: decay of the averages of the gradient and of its square.
+        weight_decay: of weight matrices; biases, norms, tokens and positions have none.
+        warmup_steps: optimizer steps over which the rate rises from zero.
+        decay_steps: optimizer steps after which the rate is zero; by default the trainer's number of steps.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.learning_rate <= 0:
+            raise ConfigError(f"OptimizerConfig.learning_rate is {self.learning_rate}; it must be above 0.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"OptimizerConfig.betas is {self.betas}; it must be two numbers of at least 0, below 1.")
+        if self.weight_decay < 0:
+            raise ConfigError(f"OptimizerConfig.weight_decay is {self.weight_decay}; it must be at least 0.")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"OptimizerConfig.warmup_steps is {self.warmup_steps}; it must be at least 0.")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ConfigError(
+                f"OptimizerConfig.decay_steps is {self.decay_steps}; it must be above warmup_steps, "
+                f"{self.warmup_steps}."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OptimizerConfig:
+        """Build from plain values, as `to_dict` gives them.
+
+        Raises:
+            ConfigError: an unknown name, or a value that is not allowed.
+        """
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ConfigError(f"OptimizerConfig has no {', '.join(unknown)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `from_dict` takes them."""
+        return asdict(self) | {"betas": list(self.betas)}
+
+
+def build_adamw(module: nn.Module, config: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
+    """AdamW over the module's parameters; only matrices decay."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in trained if p.ndim >= 2 and name.split(".")[-1] == "weight"]
+    chosen = {id(p) for p in matrices}
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": [p for _, p in trained if id(p) not in chosen], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def warmup_cosine(step: int, warmup_steps: int, decay_steps: int) -> float:
+    """Factor of the learning rate at a step: linear from 0 to 1, then half a cosine to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * progress))

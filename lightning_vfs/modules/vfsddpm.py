@@ -1,0 +1,420 @@
+"""VFSDDPM: the few-shot diffusion model as a LightningModule."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from einops import rearrange
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_vfs.core import contract
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.diffusion import GaussianDiffusion
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
+from lightning_vfs.core.samplers import SamplerName, sample
+from lightning_vfs.core.seeding import global_seed
+from lightning_vfs.core.sets import complete, leave_one_out, subsample
+from lightning_vfs.interop.checkpoints import read_checkpoint
+from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
+from lightning_vfs.modules.context import GaussianContext
+from lightning_vfs.modules.dit import DiT
+from lightning_vfs.modules.noise import indexed_normal, indexed_uniform
+from lightning_vfs.modules.optimizer import OptimizerConfig, build_adamw, warmup_cosine
+from lightning_vfs.modules.set_encoder import SetEncoder
+from lightning_vfs.modules.spt import SPT
+
+# Streams of random numbers of one seed: sampling steps take 0 and up, the rest stays clear of them.
+_START, _TIMESTEP, _NOISE, _LATENT = -1, -2, -3, -4
+
+
+class VFSDDPM(pl.LightningModule):
+    """Few-shot diffusion model: a set encoder conditions a denoiser.
+
+    A batch is a tensor of sets `(b, n, c, h, w)` in [-1, 1], or a mapping with it under `images` and, optionally, the
+    global index of every set, int64 `(b,)`, under `index`. Every image of a set is generated from the others; a set
+    has one timestep.
+
+    Args:
+        config: a VFSConfig, or its plain values.
+        optimizer: an OptimizerConfig, or its plain values.
+        compile: compile the loss with `torch.compile`.
+        on_set_size_mismatch: `error`, or `adapt`: sets of another size than the model's are completed with zero
+            images, or subsampled by seed.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+    """
+
+    config: VFSConfig
+
+    def __init__(
+        self,
+        config: VFSConfig = VFSConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        compile: bool = False,
+        on_set_size_mismatch: contract.OnMismatch = "error",
+    ) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, VFSConfig) else VFSConfig.from_dict(config)
+        self.optimizer_config = (
+            optimizer if isinstance(optimizer, OptimizerConfig) else OptimizerConfig.from_dict(optimizer)
+        )
+        if on_set_size_mismatch not in ("error", "adapt"):
+            raise ConfigError(f"on_set_size_mismatch is {on_set_size_mismatch!r}; allowed: 'error', 'adapt'.")
+        self.on_set_size_mismatch = on_set_size_mismatch
+        self.save_hyperparameters(
+            {
+                "config": self.config.to_dict(),
+                "optimizer": self.optimizer_config.to_dict(),
+                "compile": compile,
+                "on_set_size_mismatch": on_set_size_mismatch,
+            }
+        )
+        self.encoder = SetEncoder(self.config)
+        self.denoiser = DiT(self.config)
+        variational = self.config.encoder.context == "variational"
+        self.posterior = GaussianContext(self.config.encoder.dim) if variational else None
+        self.diffusion = GaussianDiffusion(self.config.diffusion)
+
+    # -- the parts -------------------------------------------------------------------------------------------------
+
+    def context(self, x_set: Tensor, t: Tensor | None = None) -> Tensor:
+        """Leave-one-out context of every image of every set, in one encoder call.
+
+        Args:
+            x_set: (b, n, c, h, w) in [-1, 1].
+            t: int (b,), the timestep of every set; for encoders that see it.
+
+        Returns:
+            (b*n, d), or (b*n, tokens, d) with pool `none`. With a variational context, what its posterior is made of.
+        """
+        n = x_set.shape[1]
+        if self.config.sets.held_out == "none":
+            return self.encoder(self._fill_slots(x_set), t).repeat_interleave(n, dim=0)
+        others = rearrange(leave_one_out(x_set), "b n k c h w -> (b n) k c h w")
+        return self.encoder(self._fill_slots(others), None if t is None else t.repeat_interleave(n))
+
+    def _fill_slots(self, x_set: Tensor) -> Tensor:
+        """Zero images in the slots that are left: (b, k, c, h, w) -> (b, s, c, h, w)."""
+        stacked = self.config.encoder.tokenizer == "stack"
+        return complete(x_set, self.config.sets.slots) if stacked else x_set
+
+    def loss(self, x_set: Tensor, t: Tensor, noise: Tensor, latent_noise: Tensor | None = None) -> Tensor:
+        """Training loss of a batch, a scalar.
+
+        Args:
+            x_set: (b, n, c, h, w) in [-1, 1].
+            t: int64 (b,), one timestep per set.
+            noise: standard normal, shaped like x_set.
+            latent_noise: standard normal (b*n, d), for a variational context.
+        """
+        x_0, noise = x_set.flatten(0, 1), noise.flatten(0, 1)
+        t_image = t.repeat_interleave(x_set.shape[1])
+        context, kl = self.context(x_set, t), None
+        if self.posterior is not None:
+            mean, log_variance = self.posterior(context)
+            kl = standard_gaussian_kl_bits(mean.float(), log_variance.float()).mean()
+            context = mean + (0.5 * log_variance).exp() * latent_noise
+        x_t = self.diffusion.q_sample(x_0, t_image, noise)
+        model_output = self.denoiser(x_t, t_image, context).float()
+        loss = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, Tensor.detach).mean()
+        return loss if kl is None else loss + self.config.encoder.kl_weight * kl
+
+    # -- agreement with weights and data -----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the data's set size; where a checkpoint is about to be loaded, its weights decide (on_load_checkpoint).
+
+        Raises:
+            SetSizeMismatchError: the data's sets do not fit this model.
+        """
+        self.diffusion = self.diffusion.on(torch.empty(0, device=self.device))
+        data = self._data_set_size()
+        if data is not None and self.trainer.ckpt_path is None:
+            self.check_set_size(data)
+
+    def check_set_size(self, data: int) -> None:
+        """Hold the data's images per set against the weights and the configuration.
+
+        Raises:
+            SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
+        """
+        self._adopt(self._agreed(self.config.patch_dim, data))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
+
+        Raises:
+            CheckpointError: the checkpoint holds no weights of this model.
+            SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
+        """
+        self._adopt(self._agreed(contract.patch_dim_of(checkpoint["state_dict"]), self._data_set_size()))
+
+    def _agreed(self, weights: int, data: int | None) -> VFSConfig:
+        return contract.agree(self.config, weights=weights, data=data, on_mismatch=self.on_set_size_mismatch)
+
+    def _adopt(self, config: VFSConfig) -> None:
+        """Take the configuration that holds, with a tokenizer of its width where that changed."""
+        if config.patch_dim != self.config.patch_dim:
+            fresh = SPT(config.patch_dim, config.encoder.patch_size, config.encoder.dim)
+            self.encoder.to_patch_embedding = fresh.to(self.device)
+        self.config = config
+        self.hparams["config"] = config.to_dict()
+
+    def _data_set_size(self) -> int | None:
+        """Images per set of the attached data module, if it says."""
+        datamodule = getattr(self._trainer, "datamodule", None)
+        return getattr(datamodule, "set_size", None)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _training_loss(self) -> Callable[..., Tensor]:
+        """The loss, compiled if asked for; made at the first step, since a compiled function cannot be deep-copied."""
+        return torch.compile(self.loss, fullgraph=True) if self.hparams["compile"] else self.loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self._batch_loss(batch, batch_idx, self._training_loss)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x_set, _ = self._sets_of(batch, batch_idx)
+        loss = self._batch_loss(batch, batch_idx, self.loss)
+        self.log("val/loss", loss, prog_bar=True, batch_size=x_set.shape[0], sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        x_set, _ = self._sets_of(batch, batch_idx)
+        loss = self._batch_loss(batch, batch_idx, self.loss)
+        self.log("test/loss", loss, batch_size=x_set.shape[0], sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Support (b, k, c, h, w) of every set, and one image (b, 1, c, h, w) generated from it by DDIM-50."""
+        x_set, index = self._sets_of(batch, batch_idx)
+        support = x_set[:, : self.config.sets.shots]
+        steps = min(50, self.config.diffusion.timesteps)
+        return {"support": support, "generated": self.generate(support, index, steps=steps, seed=global_seed())[:, None]}
+
+    def _batch_loss(self, batch: Any, batch_idx: int, loss: Any) -> Tensor:
+        """Loss with timesteps and noise that follow the sets' global indices."""
+        x_set, index = self._sets_of(batch, batch_idx)
+        b, n, *image = x_set.shape
+        seed = global_seed()
+        t = (indexed_uniform(index, seed, _TIMESTEP) * self.config.diffusion.timesteps).long()
+        noise = indexed_normal(index, (n, *image), seed, _NOISE)
+        latent_noise = None
+        if self.posterior is not None:
+            latent_noise = indexed_normal(index, (n, self.config.encoder.dim), seed, _LATENT).flatten(0, 1)
+        return loss(x_set, t, noise, latent_noise)
+
+    def _sets_of(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Images and global set indices of a batch, checked against the contract.
+
+        Raises:
+            SetSizeMismatchError: the batch's n is not the agreed one.
+            ValueError: another shape of images.
+        """
+        x_set = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+        contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
+        sets = self.config.sets
+        if self.config.encoder.tokenizer == "stack" and x_set.shape[1] > sets.set_size:
+            x_set = subsample(x_set, sets.set_size, global_seed())
+        if isinstance(batch, dict) and "index" in batch:
+            return x_set, batch["index"]
+        # A plain loader gives no indices: epoch, batch and rank make one that no other set of the run has.
+        trainer = self._trainer
+        epoch, rank, world = (trainer.current_epoch, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
+        first = ((epoch << 20) + batch_idx * world + rank) << 20
+        return x_set, torch.arange(first, first + x_set.shape[0], device=x_set.device)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        config = self.optimizer_config
+        decay_steps = config.decay_steps or self.trainer.estimated_stepping_batches
+        if decay_steps == float("inf"):
+            raise ConfigError(
+                "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
+                "trainer.max_epochs, or model.optimizer.decay_steps."
+            )
+        # With a gradient scaler (16-mixed) a fused AdamW unscales by itself, and Lightning then refuses to clip.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = build_adamw(self, config, fused)
+        factor = functools.partial(warmup_cosine, warmup_steps=config.warmup_steps, decay_steps=int(decay_steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- generation ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, support: Tensor, t: Tensor | None = None) -> Tensor:
+        """Context that conditions generation.
+
+        Args:
+            support: (b, k, c, h, w) or (k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; a support smaller
+                than that is completed with zero images.
+            t: int (b,), for encoders that see the timestep.
+
+        Returns:
+            (b, d), or (b, tokens, d) with pool `none`. With a variational context, its posterior's mean.
+
+        Raises:
+            SetSizeMismatchError: the support is empty or larger than the model takes.
+            ValueError: another shape of images, or no t for an encoder that sees it.
+        """
+        if support.ndim == 4:
+            support = support[None]
+        contract.check_support(tuple(support.shape), self.config)
+        context = self.encoder(self._fill_slots(support.to(self.device)), t)
+        return context if self.posterior is None else self.posterior(context)[0]
+
+    def generate(
+        self,
+        support: Tensor,
+        index: Tensor,
+        steps: int = 50,
+        sampler: SamplerName = "ddim",
+        eta: float = 0.0,
+        seed: int = 0,
+    ) -> Tensor:
+        """One image per support; its noise depends on its global index and the seed alone.
+
+        Args:
+            support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`.
+            index: int64 (b,), global sample indices.
+            steps: timesteps of the process that are taken.
+            sampler: `ddim` or `ddpm`.
+            eta: of DDIM.
+            seed: seed of the noise.
+
+        Returns:
+            (b, c, h, w) in [-1, 1].
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ConfigError: an unknown sampler, or steps or eta out of range.
+        """
+        index = index.to(self.device)
+        return self._generate(self._contexts_of(support), torch.arange(len(index)), index, steps, sampler, eta, seed)
+
+    def sample(
+        self,
+        support: Tensor,
+        num_images: int = 16,
+        steps: int = 50,
+        sampler: SamplerName = "ddim",
+        seed: int = 0,
+        eta: float = 0.0,
+        batch_size: int = 256,
+    ) -> Tensor:
+        """Images of the class that a support shows; the support is encoded once.
+
+        Args:
+            support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`.
+            num_images: images per support.
+            steps, sampler, seed, eta: as in `generate`.
+            batch_size: images that are generated at a time; no effect on the images.
+
+        Returns:
+            (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports, in [-1, 1].
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ConfigError: an unknown sampler, or steps or eta out of range.
+        """
+        if support.ndim == 4:
+            return self.sample(support[None], num_images, steps, sampler, seed, eta, batch_size)[0]
+        contexts = self._contexts_of(support)
+        index = torch.arange(support.shape[0] * num_images, device=self.device)
+        images = torch.cat(
+            [
+                self._generate(contexts, part // num_images, part, steps, sampler, eta, seed)
+                for part in index.split(batch_size)
+            ]
+        )
+        return rearrange(images, "(b m) c h w -> b m c h w", m=num_images)
+
+    def _contexts_of(self, support: Tensor) -> Callable[[Tensor], Tensor]:
+        """Contexts of the supports at a timestep t (a scalar tensor); encoded once unless the encoder sees t."""
+        if self.config.encoder.time_token == "timestep":
+            return lambda t: self._in_eval(self.encode, support, t.expand(support.shape[0]))
+        contexts = self._in_eval(self.encode, support)
+        return lambda t: contexts
+
+    def _in_eval(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call without dropout, and leave the module in the mode it was in."""
+        was_training = self.training
+        self.eval()
+        try:
+            return function(*args)
+        finally:
+            self.train(was_training)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        contexts: Callable[[Tensor], Tensor],
+        support_of: Tensor,
+        index: Tensor,
+        steps: int,
+        sampler: SamplerName,
+        eta: float,
+        seed: int,
+    ) -> Tensor:
+        """Images (m, c, h, w) of global indices (m,), each conditioned on the context of support `support_of` (m,)."""
+        sets = self.config.sets
+        noise = functools.partial(indexed_normal, index, (sets.channels, sets.image_size, sets.image_size), seed)
+        support_of = support_of.to(self.device)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.denoiser(x_t, t, contexts(t[0])[support_of]).float()
+
+        process = GaussianDiffusion(self.config.diffusion).respaced(steps)
+        images = sample(denoise, noise(stream=_START), process, sampler, eta, lambda step: noise(stream=step))
+        return images.clamp(-1, 1)
+
+    def forward(self, support: Tensor, num_images: int = 16) -> Tensor:
+        """Images of the class that a support shows: `sample` with its defaults."""
+        return self.sample(support, num_images)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None, **kwargs: Any) -> VFSDDPM:  # type: ignore[override]
+        """Model of a Lightning checkpoint, with the averaged weights where the run averaged them; in eval mode.
+
+        Args:
+            checkpoint_path: a file that a run wrote.
+            map_location: device of the weights; the CPU by default.
+            **kwargs: hyper-parameters in place of the checkpoint's.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another model.
+        """
+        read_checkpoint(checkpoint_path)
+        model = super().load_from_checkpoint(
+            checkpoint_path, map_location=map_location or "cpu", weights_only=True, **kwargs
+        )
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> VFSDDPM:
+        """Model of a folder with `model.safetensors` and `config.json`, or of a Hugging Face hub id; in eval mode.
+
+        Raises:
+            CheckpointError: there is no such folder, or its files are no model of ours.
+        """
+        config, state_dict = load_pretrained(name)
+        model = cls(config)
+        model.on_load_checkpoint({"state_dict": state_dict})
+        model.load_state_dict(state_dict)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json` into a folder, which is made if need be."""
+        save_pretrained(self.config, self.state_dict(), folder)
