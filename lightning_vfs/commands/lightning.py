@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.data import SetDataModule
-from lightning_vfs.interop.checkpoints import read_checkpoint
+from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_vfs.modules import VFSDDPM
 
 LINKED = ("set_size", "image_size", "channels")
@@ -54,6 +55,13 @@ class VFSCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=list(args),
         )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)

@@ -1,13 +1,15 @@
-"""Lightning checkpoints of a VFSDDPM, checked at the door."""
+"""Lightning checkpoints of a VFSDDPM: written whole, and checked at the door."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_vfs.core.contract import PATCH_DIM_KEY
 from lightning_vfs.core.errors import CheckpointError
@@ -53,3 +55,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "trainer.save_checkpoint, or pass config= to load_from_checkpoint."
         )
     return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all: a run that is killed while it writes leaves the one before.
+
+    Lightning's own writing goes through the system's folder for temporary files; where that is another file system, the
+    last step is a copy, which a kill can cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write under a temporary name in the same folder, then rename."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.tmp")
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +271,9 @@ class VFSDDPM(pl.LightningModule):
         if support.ndim == 4:
             support = support[None]
         contract.check_support(tuple(support.shape), self.config)
-        context = self.encoder(self._fill_slots(support.to(self.device)), t)
-        return context if self.posterior is None else self.posterior(context)[0]
+        with self._evaluating():
+            context = self.encoder(self._fill_slots(support.to(self.device)), t)
+            return context if self.posterior is None else self.posterior(context)[0]
 
     def generate(
         self,
@@ -342,16 +344,17 @@ class VFSDDPM(pl.LightningModule):
     def _contexts_of(self, support: Tensor) -> Callable[[Tensor], Tensor]:
         """Contexts of the supports at a timestep t (a scalar tensor); encoded once unless the encoder sees t."""
         if self.config.encoder.time_token == "timestep":
-            return lambda t: self._in_eval(self.encode, support, t.expand(support.shape[0]))
-        contexts = self._in_eval(self.encode, support)
+            return lambda t: self.encode(support, t.expand(support.shape[0]))
+        contexts = self.encode(support)
         return lambda t: contexts
 
-    def _in_eval(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """Call without dropout, and leave the module in the mode it was in."""
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout inside, and the mode as it was outside."""
         was_training = self.training
         self.eval()
         try:
-            return function(*args)
+            yield
         finally:
             self.train(was_training)
 
@@ -375,7 +378,8 @@ class VFSDDPM(pl.LightningModule):
             return self.denoiser(x_t, t, contexts(t[0])[support_of]).float()
 
         process = GaussianDiffusion(self.config.diffusion).respaced(steps)
-        images = sample(denoise, noise(stream=_START), process, sampler, eta, lambda step: noise(stream=step))
+        with self._evaluating():
+            images = sample(denoise, noise(stream=_START), process, sampler, eta, lambda step: noise(stream=step))
         return images.clamp(-1, 1)
 
     def forward(self, support: Tensor, num_images: int = 16) -> Tensor:
@@ -386,7 +390,7 @@ class VFSDDPM(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None, **kwargs: Any) -> VFSDDPM:  # type: ignore[override]
-        """Model of a Lightning checkpoint, with the averaged weights where the run averaged them; in eval mode.
+        """Model of a Lightning checkpoint, with the averaged weights where the run averaged them.
 
         Args:
             checkpoint_path: a file that a run wrote.
@@ -397,10 +401,9 @@ class VFSDDPM(pl.LightningModule):
             CheckpointError: the file is missing, damaged, or of another model.
         """
         read_checkpoint(checkpoint_path)
-        model = super().load_from_checkpoint(
+        return super().load_from_checkpoint(
             checkpoint_path, map_location=map_location or "cpu", weights_only=True, **kwargs
         )
-        return model.eval()
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> VFSDDPM:

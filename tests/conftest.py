@@ -1,0 +1,59 @@
+"""Tiny models, data and checkpoints that several tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_vfs import VFSDDPM, VFSConfig
+from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests share one cache of decoded images, apart from the user's."""
+    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def tiny_config(set_size: int = 6, **parts: dict) -> VFSConfig:
+    """8 x 8 RGB images, patches of 2 (patch_dim 72 at a set size of 6), networks that train in milliseconds."""
+    return VFSConfig(
+        SetConfig(**{"set_size": set_size, "image_size": 8, "channels": 3, **parts.get("sets", {})}),
+        EncoderConfig(**{"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "patch_size": 2, **parts.get("encoder", {})}),
+        DenoiserConfig(**{"dim": 16, "depth": 1, "heads": 2, "patch_size": 4, **parts.get("denoiser", {})}),
+        DiffusionConfig(**{"timesteps": 20, **parts.get("diffusion", {})}),
+    )
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., VFSDDPM]:
+    """Makes a tiny model whose output is not zero, as a fresh DiT's would be."""
+
+    def make(set_size: int = 6, on_set_size_mismatch: str = "error", **parts: dict) -> VFSDDPM:
+        torch.manual_seed(0)
+        model = VFSDDPM(tiny_config(set_size, **parts), on_set_size_mismatch=on_set_size_mismatch)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 classes of 8 small RGB images, each class of one colour."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label in range(12):
+        (root / f"class{label:02d}").mkdir()
+        colour = rng.integers(40, 216, 3)
+        for i in range(8):
+            pixels = np.clip(colour + rng.integers(-30, 30, (10, 10, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f"class{label:02d}" / f"{i}.png")
+    return root

@@ -1,0 +1,88 @@
+"""The networks' parts, against plain computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_vfs.core import stack_patches
+from lightning_vfs.modules import LSA, SPT, DiT, SetEncoder
+from tests.conftest import tiny_config
+
+
+def test_spt_is_layer_norm_and_projection_of_stacked_patches() -> None:
+    spt = SPT(patch_dim=72, patch_size=2, dim=5)
+    x_set = torch.randn(2, 6, 3, 8, 8)
+    expected = F.layer_norm(stack_patches(x_set, 2), (72,), eps=1e-6) @ spt.proj.weight.T + spt.proj.bias
+    torch.testing.assert_close(spt(x_set), expected)
+
+
+def test_lsa_is_attention_to_the_others_with_a_learned_scale() -> None:
+    torch.manual_seed(0)
+    lsa = LSA(dim=8, heads=2, dim_head=4, dropout=0.0)
+    with torch.no_grad():
+        lsa.temperature.fill_(0.3)
+    x = torch.randn(3, 5, 8)
+    q, k, v = (part.reshape(3, 5, 2, 4).transpose(1, 2) for part in lsa.to_qkv(x).chunk(3, dim=-1))
+    scores = q @ k.transpose(-1, -2) * torch.tensor(0.3).exp()
+    weights = scores.masked_fill(torch.eye(5, dtype=torch.bool), -torch.inf).softmax(dim=-1)
+    expected = lsa.to_out((weights @ v).transpose(1, 2).reshape(3, 5, 8))
+    torch.testing.assert_close(lsa(x), expected)
+    assert LSA(8, 2, 16, 0.0).temperature.item() == pytest.approx(torch.tensor(0.25).log().item())
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "sum", "none"])
+def test_pooling(pool: str) -> None:
+    encoder = SetEncoder(tiny_config(encoder={"pool": pool})).eval()
+    tokens = SetEncoder(tiny_config(encoder={"pool": "none"})).eval()
+    tokens.load_state_dict(encoder.state_dict())
+    x_set = torch.randn(2, 6, 3, 8, 8)
+    encoder.head_norm = encoder.head = torch.nn.Identity()
+    tokens.head_norm = tokens.head = torch.nn.Identity()
+    every = tokens(x_set)
+    assert every.shape == (2, 17, 16)
+    expected = {"cls": every[:, 0], "mean": every.mean(1), "sum": every.sum(1), "none": every}[pool]
+    torch.testing.assert_close(encoder(x_set), expected)
+
+
+def test_the_time_token_is_seen_and_cannot_be_forgotten() -> None:
+    encoder = SetEncoder(tiny_config(encoder={"time_token": "timestep"})).eval()
+    x_set = torch.randn(2, 6, 3, 8, 8)
+    early, late = encoder(x_set, torch.tensor([0, 0])), encoder(x_set, torch.tensor([15, 15]))
+    assert (early - late).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="needs the timestep t"):
+        encoder(x_set)
+
+
+def test_per_image_mean_takes_any_number_of_images_in_any_order() -> None:
+    encoder = SetEncoder(tiny_config(encoder={"tokenizer": "per_image_mean"})).eval()
+    x_set = torch.randn(2, 9, 3, 8, 8)
+    torch.testing.assert_close(encoder(x_set), encoder(x_set.flip(1)))
+    torch.testing.assert_close(encoder(x_set[:, :1]), encoder(x_set[:, :1].expand(-1, 4, -1, -1, -1)))
+
+
+def test_a_fresh_dit_is_zero_and_a_changed_one_sees_all_it_is_given() -> None:
+    torch.manual_seed(0)
+    dit = DiT(tiny_config())
+    x_t, t, context = torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16)
+    assert dit(x_t, t, context).abs().max() == 0
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    output = dit(x_t, t, context)
+    for changed in (dit(x_t + 1, t, context), dit(x_t, t + 1, context), dit(x_t, t, context + 1)):
+        assert (changed - output).abs().max() > 1e-3
+
+
+def test_a_film_denoiser_takes_the_mean_of_context_tokens() -> None:
+    dit = DiT(tiny_config())
+    torch.nn.init.normal_(dit.final.proj.weight)
+    torch.nn.init.normal_(dit.final.modulation.weight)
+    tokens = torch.randn(2, 5, 16)
+    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 7])
+    torch.testing.assert_close(dit(x_t, t, tokens), dit(x_t, t, tokens.mean(1)))
+
+
+def test_a_learned_variance_doubles_the_output() -> None:
+    dit = DiT(tiny_config(diffusion={"variance": "learned_range"}))
+    assert dit(torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16)).shape == (2, 6, 8, 8)
