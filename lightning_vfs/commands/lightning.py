@@ -42,19 +42,22 @@ class VFSCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        # Lightning warns of arguments given twice when sys.argv has some beside `args`; here they are the same.
-        sys.argv = sys.argv[:1]
-        super().__init__(
-            VFSDDPM,
-            SetDataModule,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False},
-            save_config_kwargs={"overwrite": True},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=list(args),
-        )
+        # Other ranks are started with sys.argv, so that is where the arguments have to be.
+        before = sys.argv
+        sys.argv = [before[0], *args]
+        try:
+            super().__init__(
+                VFSDDPM,
+                SetDataModule,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                trainer_defaults={"use_distributed_sampler": False},
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            sys.argv = before
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")["plugins"] or []
@@ -104,6 +107,11 @@ class VFSCLI(LightningCLI):
 
     def _refuse_contradicting_data(self, data: Namespace) -> None:
         for field in LINKED:
+            if field not in data:
+                raise ConfigError(
+                    f"The data module does not say its {field}: it must take set_size, image_size and channels as "
+                    "arguments, as every SetDataModule does."
+                )
             given = self._given_model.get(f"config.sets.{field}", data[field])
             if given != data[field]:
                 raise ConfigError(

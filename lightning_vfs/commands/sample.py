@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
-from torchvision.io import write_png
 
-from lightning_vfs.callbacks.grids import sample_grid, to_uint8
+from lightning_vfs.callbacks.evaluation import to_uint8
+from lightning_vfs.callbacks.grids import sample_grid, save_png
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.data import load_support
 from lightning_vfs.modules import VFSDDPM
@@ -55,10 +55,9 @@ def sample(
     images = load_support(support, sets.image_size, sets.channels)
     generated = model.sample(images, num_images, steps, sampler, seed, eta).cpu()
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(to_uint8(generated)):
-        write_png(image, str(folder / f"{i:04d}.png"))
-    write_png(sample_grid(images[None], generated[None]), str(folder / "grid.png"))
+        save_png(image, folder / f"{i:04d}.png")
+    save_png(sample_grid(images[None], generated[None]), folder / "grid.png")
     print(f"{num_images} images and grid.png of {len(images)} support images: {folder}")
 
 

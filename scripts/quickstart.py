@@ -1,0 +1,168 @@
+"""Train, evaluate and sample on the built-in data set; `make quickstart` runs it.
+
+Training goes through the Lightning CLI with configs/glyphs.yaml. Two things are fitted to the machine, and said: the
+precision that is faster here, and fewer epochs where the whole run would take more than 8 minutes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.functional import to_pil_image
+
+from lightning_vfs import VFSDDPM, FIDCallback
+from lightning_vfs.callbacks.grids import sample_grid
+from lightning_vfs.commands.lightning import VFSCLI
+from lightning_vfs.core import VFSConfig
+from lightning_vfs.data import GlyphSets
+from lightning_vfs.metrics import ImageFeatures
+from lightning_vfs.metrics.frechet import frechet_distance
+from lightning_vfs.modules import OptimizerConfig
+from lightning_vfs.modules.optimizer import build_adamw
+
+CONFIG = "configs/glyphs.yaml"
+PICTURE = Path("quickstart.png")
+TRAINING_SECONDS = 400  # of steps; validation, pictures and checkpoints take the rest of 8 minutes
+EXTRACTOR = "glyph-cnn"
+
+
+def seconds_per_step(config: VFSConfig, sets: int, precision: torch.dtype) -> float:
+    """Median time of a training step of a throwaway model on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = VFSDDPM(config).to(device).train()
+    optimizer = build_adamw(model, OptimizerConfig(), fused=True)
+    shape = (sets, config.sets.set_size, config.sets.channels, config.sets.image_size, config.sets.image_size)
+    x_set = torch.zeros(shape, device=device)
+    t = torch.zeros(sets, dtype=torch.long, device=device)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            loss = model.loss(x_set, t, x_set)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def fit_to_machine(settings: dict) -> list[str]:
+    """Flags for the precision that is faster here, and for fewer epochs where they would take too long."""
+    data = settings["data"]["init_args"]
+    sets = {name: data[name] for name in ("set_size", "image_size", "channels")} | settings["model"]["config"]["sets"]
+    config = VFSConfig.from_dict(settings["model"]["config"] | {"sets": sets})
+    took = {
+        "32-true": seconds_per_step(config, data["batch_size"], torch.float32),
+        "bf16-mixed": seconds_per_step(config, data["batch_size"], torch.bfloat16),
+    }
+    precision = min(took, key=lambda name: took[name])
+    epoch = took[precision] * (data["sets_per_epoch"] // data["batch_size"])
+    wanted = settings["trainer"]["max_epochs"]
+    epochs = max(1, min(wanted, int(TRAINING_SECONDS / epoch)))
+    print(f"A step takes {took['32-true']:.3f} s in float32, {took['bf16-mixed']:.3f} s in bf16: taking {precision}.")
+    shorter = "" if epochs == wanted else f" (the configuration's {wanted} would take more than 8 minutes here)"
+    print(f"Training for {epochs} epochs{shorter}, about {epochs * epoch / 60:.0f} minutes.")
+    return [f"--trainer.precision={precision}", f"--trainer.max_epochs={epochs}", "--trainer.max_time=00:00:08:00"]
+
+
+def fid_of_untrained(data: GlyphSets, config: VFSConfig) -> float:
+    """FID on unseen classes of a model that was never trained."""
+    callback = FIDCallback(splits=("out",), feature_extractor=EXTRACTOR, steps=10, few_shot_way=None)
+    trainer = Trainer(
+        callbacks=[callback], logger=False, barebones=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    (figures,) = trainer.test(VFSDDPM(config), datamodule=data, verbose=False)
+    return figures[f"fid[{EXTRACTOR}]/out"]
+
+
+def fid_of_real_halves(data: GlyphSets) -> float:
+    """FID between two halves of the real images of unseen classes."""
+    images = data.split("test")
+    order = np.random.default_rng(0).permutation(len(images))
+    halves = np.array_split(order, 2)
+    features = ImageFeatures(EXTRACTOR)
+    return frechet_distance(*(features(images.bytes(half))[features.layers["fid"]] for half in halves))
+
+
+def explain(figures: dict[str, float], untrained: float, floor: float) -> list[str]:
+    """A line for each figure: what it means, its chance level, its best possible value."""
+    accuracy, real = (figures[f"few_shot_accuracy[{EXTRACTOR}]/{name}"] for name in ("out", "out_real"))
+    return [
+        f"few_shot_accuracy {accuracy:.1%}: generated images of characters never seen in training that a classifier "
+        f"takes for their character among 20. Chance 5%, real images {real:.1%}.",
+        f"FID, unseen characters {figures[f'fid[{EXTRACTOR}]/out']:.2f}; trained characters "
+        f"{figures[f'fid[{EXTRACTOR}]/in']:.2f}: distance to real images in {EXTRACTOR} features. "
+        f"Untrained weights {untrained:.1f}, two halves of the real images {floor:.2f}.",
+    ]
+
+
+def draw(model: VFSDDPM, data: GlyphSets, lines: list[str]) -> None:
+    """12 unseen characters, the support on the left and generated images on the right, the lines below."""
+    images = data.split("test")
+    episodes = images.episodes(len(images), model.config.sets.shots, seed=0)
+    _, first = np.unique(episodes.labels, return_index=True)
+    support = images.pixels(episodes.supports[np.sort(first)[:12]])
+    grid = to_pil_image(sample_grid(support, model.sample(support, num_images=12, steps=50, seed=0)))
+    font = ImageFont.load_default(size=14)
+    title = "Left of the line: the support, 5 images of a character never seen in training. Right: generated."
+    wrapped = [piece for line in [title, *lines] for piece in wrap(line, font, grid.width - 20)]
+    page = Image.new("RGB", (grid.width, grid.height + 20 * len(wrapped) + 20), "white")
+    page.paste(grid, (0, 0))
+    for row, line in enumerate(wrapped):
+        ImageDraw.Draw(page).text((10, grid.height + 10 + 20 * row), line, fill="black", font=font)
+    unfinished = PICTURE.with_name(f".{PICTURE.name}.tmp")
+    page.save(unfinished, format="PNG")
+    unfinished.replace(PICTURE)
+
+
+def wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Pieces of a line that fit the width in pixels."""
+    pieces = [""]
+    for word in line.split():
+        longer = f"{pieces[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            pieces[-1] = longer
+        else:
+            pieces.append(word)
+    return pieces
+
+
+def main() -> None:
+    started = time.perf_counter()
+    seed_everything(0)
+    settings = yaml.safe_load(Path(CONFIG).read_text())
+    data = GlyphSets(**settings["data"]["init_args"])
+    print(f"Data: {data.describe()}")
+    flags = fit_to_machine(settings)
+    training = VFSCLI(["fit", f"--config={CONFIG}", "--trainer.devices=1", *flags])
+    trained = time.perf_counter()
+    run = Path(training.trainer.log_dir)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    evaluation = VFSCLI(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={checkpoint}"])
+    figures = {name: float(value) for name, value in evaluation.trainer.callback_metrics.items()}
+    model = VFSDDPM.load_from_checkpoint(checkpoint)
+    lines = explain(figures, fid_of_untrained(data, model.config), fid_of_real_halves(data))
+    draw(model, data, lines)
+    print()
+    print("\n".join(lines))
+    print(f"\nTraining took {(trained - started) / 60:.1f} minutes, all {(time.perf_counter() - started) / 60:.1f}.")
+    print(f"Picture:     {PICTURE}")
+    print(f"Checkpoint:  {checkpoint}")
+    print(f"Log:         {run / 'metrics.csv'}")
+    print(f"Figures:     {Path(evaluation.trainer.log_dir) / 'metrics.csv'}")
+    print("\nTry next:")
+    print(f"  .venv/bin/lightning-vfs sample --ckpt_path {checkpoint} --support FOLDER_OF_1_TO_5_IMAGES --out out/")
+    print(f"  .venv/bin/lightning-vfs fit --config {CONFIG} --ckpt_path {checkpoint} --trainer.max_epochs 50")
+    print("  .venv/bin/lightning-vfs fit --config configs/folders.yaml --data.root YOUR_FOLDER_OF_CLASS_FOLDERS")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The command line: help, the contract at its door, resuming, sampling, converting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lightning_vfs import VFSDDPM
+from lightning_vfs.cli import HELP, SUBCOMMANDS, main
+from lightning_vfs.core import StaleSetSizeWarning
+from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
+
+
+def command(*args: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    arguments = [sys.executable, "-m", "lightning_vfs", *map(str, args)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+
+def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == HELP
+    assert set(SUBCOMMANDS) == {"fit", "validate", "test", "predict", "sample", "convert"}
+    assert all(f"\n  {name} " in HELP for name in SUBCOMMANDS)
+
+
+def test_an_unknown_subcommand_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    assert "no subcommand 'train'; take one of fit, validate" in capsys.readouterr().err
+
+
+# -- the contract, through the CLI in a process of its own ------------------------------------------------------------
+
+
+def test_everything_at_6_is_silent(trained: Callable[..., Path], config_file: Path) -> None:
+    """The failure report's test 2."""
+    done = command("validate", f"--config={config_file}", f"--ckpt_path={trained()}")
+    assert done.returncode == 0, done.stderr
+    assert "sets of" not in done.stderr
+
+
+def test_a_configuration_left_at_5_warns_once_and_goes_on(trained: Callable[..., Path], config_file: Path) -> None:
+    """The failure report's test 1."""
+    flag = "--model.config.sets.set_size=5"
+    done = command("fit", f"--config={config_file}", f"--ckpt_path={trained()}", flag, "--trainer.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("says sets of 5, but the weights were made for sets of 6 (72 = 2²·6·3)") == 1
+
+
+def test_data_of_5_is_refused_with_both_numbers_and_the_ways_out(trained: Callable[..., Path], config_file) -> None:
+    """The case that the failure report forgot."""
+    done = command("fit", f"--config={config_file}", f"--ckpt_path={trained()}", "--data.set_size=5")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("SetSizeMismatchError: The weights were made for sets of 6 (72 = 2²·6·3)")
+    assert "the data has sets of 5 (60 = 2²·5·3)" in last
+    assert "--data.set_size 6" in last and "--model.on_set_size_mismatch adapt" in last
+    assert "Traceback" not in done.stderr
+
+
+# -- the same door, in this process -----------------------------------------------------------------------------------
+
+
+def test_weights_that_fit_no_set(trained, config_file: Path, tmp_path: Path, capsys) -> None:
+    contents = torch.load(trained(), weights_only=True)
+    for name in ("norm.weight", "norm.bias", "proj.weight"):
+        key = f"encoder.to_patch_embedding.{name}"
+        contents["state_dict"][key] = contents["state_dict"][key][..., :70]
+    torch.save(contents, tmp_path / "damaged.ckpt")
+    assert main(["validate", f"--config={config_file}", f"--ckpt_path={tmp_path / 'damaged.ckpt'}"]) == 1
+    assert "CheckpointError: The weights have a patch_dim of 70" in capsys.readouterr().err
+
+
+def test_adapting_goes_on_and_the_next_checkpoint_tells_the_truth(trained, config_file: Path) -> None:
+    flags = ["--data.set_size=4", "--model.on_set_size_mismatch=adapt", "--trainer.max_steps=4"]
+    adapted = trained(f"--ckpt_path={trained()}", *flags)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StaleSetSizeWarning)
+        assert VFSDDPM.load_from_checkpoint(adapted).config.sets.set_size == 6
+
+
+def test_model_and_data_that_contradict_each_other_are_refused(config_file: Path, capsys) -> None:
+    assert main(["fit", f"--config={config_file}", "--model.config.sets.set_size=5"]) == 1
+    assert "--model.config.sets.set_size is 5, but --data.set_size is 6: give it once" in capsys.readouterr().err
+
+
+def test_the_data_decides_for_a_fresh_model(trained) -> None:
+    assert VFSDDPM.load_from_checkpoint(trained("--data.set_size=4")).config.patch_dim == 48
+
+
+def test_a_flag_that_contradicts_the_weights_is_named(trained, config_file: Path, capsys) -> None:
+    assert main(["fit", f"--config={config_file}", f"--ckpt_path={trained()}", "--model.config.encoder.dim=32"]) == 1
+    assert "--model.config.encoder.dim is 32, but the checkpoint was trained with 16" in capsys.readouterr().err
+    assert main(["fit", f"--config={config_file}", f"--ckpt_path={trained()}", "--data.channels=1"]) == 1
+    assert "trained with channels 3, but the data has 1: set --data.channels 3" in capsys.readouterr().err
+
+
+def test_other_flags_beside_a_checkpoint_are_obeyed(trained, config_file: Path) -> None:
+    flags = ["--model.optimizer.learning_rate=0.5", "--model.config.encoder.dropout=0.25", "--trainer.max_steps=4"]
+    resumed = torch.load(trained(f"--ckpt_path={trained()}", *flags), weights_only=True)
+    assert resumed["global_step"] == 4
+    assert resumed["hyper_parameters"]["optimizer"]["learning_rate"] == 0.5
+    assert resumed["hyper_parameters"]["config"]["encoder"]["dropout"] == 0.25
+
+
+def test_a_missing_checkpoint_names_those_that_are_there(trained, config_file: Path, capsys) -> None:
+    missing = trained().with_name("lost.ckpt")
+    assert main(["fit", f"--config={config_file}", f"--ckpt_path={missing}"]) == 1
+    assert "there are last.ckpt in that folder" in capsys.readouterr().err
+
+
+# -- evaluation, prediction -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
+def test_a_checkpoint_runs_in_every_stage(trained, config_file: Path, subcommand: str) -> None:
+    assert main([subcommand, f"--config={config_file}", f"--ckpt_path={trained()}"]) == 0
+
+
+# -- being killed -----------------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_is_cut_short_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch) -> None:
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+
+    def cut_short(contents: dict, file) -> None:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        writer.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1.3, 2.1])
+def test_a_run_killed_at_any_moment_can_be_resumed(config_file: Path, tmp_path: Path, seconds: float) -> None:
+    flags = [f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    arguments = [sys.executable, "-m", "lightning_vfs", "fit", *flags, "--trainer.max_steps=100000"]
+    last = tmp_path / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 120
+        while not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        os.kill(run.pid, signal.SIGKILL)
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert main(["fit", *flags, f"--ckpt_path={last}", f"--trainer.max_steps={reached + 2}"]) == 0
+    resumed = tmp_path / "tiny" / "version_1" / "checkpoints" / "last.ckpt"
+    assert torch.load(resumed, weights_only=True)["global_step"] == reached + 2
+
+
+# -- sampling and converting ------------------------------------------------------------------------------------------
+
+
+def test_sample_writes_images_and_a_grid(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
+    support = tmp_path / "support"
+    support.mkdir()
+    for i in range(3):
+        Image.open(image_folder / "class00" / f"{i}.png").save(support / f"{i}.png")
+    flags = [f"--support={support}", "--num_images=5", "--steps=4"]
+    assert main(["sample", f"--ckpt_path={trained()}", *flags, f"--out={tmp_path / 'a'}"]) == 0
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{i:04d}.png" for i in range(5)] + ["grid.png"]
+    with Image.open(tmp_path / "a" / "0000.png") as image:
+        assert image.size == (8, 8) and image.mode == "RGB"
+
+    assert main(["convert", f"--ckpt_path={trained()}", f"--out={tmp_path / 'model'}"]) == 0
+    assert main(["sample", f"--pretrained={tmp_path / 'model'}", *flags, f"--out={tmp_path / 'b'}"]) == 0
+    for name in (p.name for p in (tmp_path / "a").iterdir()):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_sample_says_what_is_wrong(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
+    out = f"--out={tmp_path / 'out'}"
+    many = ["sample", f"--ckpt_path={trained()}", f"--support={image_folder / 'class00'}", "--steps=4", out]
+    assert main(many) == 1
+    assert "The support has 8 images; this model takes 1 to 5" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["sample", f"--ckpt_path={trained()}", f"--support={tmp_path / 'nothing'}", out]) == 1
+    assert "DataError" in capsys.readouterr().err
+    assert main(["sample", f"--support={image_folder}", out]) == 1
+    assert "either --ckpt_path FILE or --pretrained FOLDER" in capsys.readouterr().err
