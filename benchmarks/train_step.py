@@ -92,7 +92,7 @@ def main() -> None:
         "fastest_images_per_second": {name: round(images / min(values), 1) for name, values in seconds.items()},
         "ratio_to_plain": round(median["plain"] / median["product"], 2),
         "peak_memory_mib": round(peak / 2**20),
-        "device": torch.cuda.get_device_name() if gpu else _cpu_name(),
+        "device": torch.cuda.get_device_name() if gpu else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -102,7 +102,7 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's model name where the system tells it, else its architecture."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]

@@ -20,11 +20,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+TINY_ENCODER = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "patch_size": 2}
+
+
 def tiny_config(set_size: int = 6, **parts: dict) -> VFSConfig:
     """8 x 8 RGB images, patches of 2 (patch_dim 72 at a set size of 6), networks that train in milliseconds."""
     return VFSConfig(
         SetConfig(**{"set_size": set_size, "image_size": 8, "channels": 3, **parts.get("sets", {})}),
-        EncoderConfig(**{"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "patch_size": 2, **parts.get("encoder", {})}),
+        EncoderConfig(
+            **{"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "patch_size": 2, **parts.get("encoder", {})}
+        ),
         DenoiserConfig(**{"dim": 16, "depth": 1, "heads": 2, "patch_size": 4, **parts.get("denoiser", {})}),
         DiffusionConfig(**{"timesteps": 20, **parts.get("diffusion", {})}),
     )

@@ -16,9 +16,8 @@ from lightning_vfs.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()
-]
+BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+COMMANDS = [line.split("#")[0].strip() for line in BASH.splitlines() if line]
 # Enough to run everything once: two steps of a tiny model, a few images.
 SMALLER = [
     "--trainer.max_steps=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.num_workers=0",

@@ -14,7 +14,7 @@ from lightning_vfs.core.errors import (
 )
 from lightning_vfs.core.gaussian import gaussian_kl, standard_gaussian_kl_bits
 from lightning_vfs.core.patches import stack_patches, unpatchify
-from lightning_vfs.core.samplers import sample, sample_steps
+from lightning_vfs.core.samplers import sample
 from lightning_vfs.core.schedules import betas_for, respaced_timesteps
 from lightning_vfs.core.sets import complete, leave_one_out, subsample
 
@@ -42,7 +42,6 @@ __all__ = [
     "patch_dim",
     "respaced_timesteps",
     "sample",
-    "sample_steps",
     "sincos_positions",
     "stack_patches",
     "standard_gaussian_kl_bits",

@@ -99,12 +99,9 @@ def agree(
         SetSizeMismatchError: weights and data differ and `on_mismatch` is `error`.
     """
     configured = config.sets.set_size
-    if weights is None:
-        held = configured
-    else:
-        held = set_size_of_weights(weights, config)
-        if held is None:
-            return config if data is None else with_set_size(config, data)
+    held = configured if weights is None else set_size_of_weights(weights, config)
+    if held is None:
+        return config if data is None else with_set_size(config, data)
     if data is not None and data != held and on_mismatch == "error":
         raise SetSizeMismatchError(_mismatch(config, held, data))
     if configured != held:
@@ -201,4 +198,3 @@ def patch_dim_of(state_dict: Mapping[str, Any]) -> int:
             f"The file holds weights of another model: there is no `{PATCH_DIM_KEY}` in it (it has {few}, ...)."
         )
     return int(state_dict[PATCH_DIM_KEY].shape[0])
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from array_api_compat import array_namespace, device
@@ -21,21 +21,7 @@ def sample(
     eta: float = 0.0,
     noise: Callable[[int], Any] | None = None,
 ) -> Any:
-    """Images (b, c, h, w) from noise: the last of `sample_steps`."""
-    for x in sample_steps(denoise, x_T, diffusion, sampler, eta, noise):
-        pass
-    return x
-
-
-def sample_steps(
-    denoise: Callable[[Any, Any], Any],
-    x_T: Any,  # noqa: N803 - the papers' name
-    diffusion: GaussianDiffusion,
-    sampler: SamplerName = "ddim",
-    eta: float = 0.0,
-    noise: Callable[[int], Any] | None = None,
-) -> Iterator[Any]:
-    """Walk the reverse process; yields x after every step, the clean images last.
+    """Images (b, c, h, w) from noise, by walking the reverse process.
 
     Args:
         denoise: (x_t, t) -> model output, t int (b,) timesteps of the full process.
@@ -64,4 +50,4 @@ def sample_steps(
             x = diffusion.ddpm_step(model_output, x, t, noise(step))  # type: ignore[misc]
         else:
             x = diffusion.ddim_step(model_output, x, t, t - 1, eta, noise(step) if eta > 0 else None)  # type: ignore[misc]
-        yield x
+    return x

@@ -7,4 +7,4 @@ from lightning_vfs.modules.set_encoder import LSA, SetEncoder
 from lightning_vfs.modules.spt import SPT
 from lightning_vfs.modules.vfsddpm import VFSDDPM
 
-__all__ = ["LSA", "SPT", "DiT", "GaussianContext", "OptimizerConfig", "SetEncoder", "VFSDDPM"]
+__all__ = ["LSA", "SPT", "VFSDDPM", "DiT", "GaussianContext", "OptimizerConfig", "SetEncoder"]

@@ -98,11 +98,14 @@ class DiT(nn.Module):
 
     def _initialize(self) -> None:
         initialize_linear(self)
+        initialize_zero(self.patch_embed)
         nn.init.xavier_uniform_(self.patch_embed.weight.view(self.patch_embed.out_channels, -1))
-        nn.init.zeros_(self.patch_embed.bias)
         for layer in (self.time_embed.fc1, self.time_embed.fc2):
             nn.init.normal_(layer.weight, std=0.02)
-        initialize_zero(*(block.modulation for block in self.blocks), self.final.modulation, self.final.proj)
+        initialize_zero(self.final.modulation, self.final.proj)
+        for module in self.modules():
+            if isinstance(module, DiTBlock):
+                initialize_zero(module.modulation)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         x = rearrange(self.patch_embed(x_t), "b d h w -> b (h w) d") + self.pos_embed

@@ -45,8 +45,8 @@ def initialize_linear(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def initialize_zero(*layers: nn.Linear) -> None:
+def initialize_zero(*layers: nn.Module) -> None:
     """Zero weights and biases, so that a residual branch starts as the identity."""
     for layer in layers:
-        layer.weight.zero_()
-        layer.bias.zero_()
+        for parameter in layer.parameters():
+            parameter.zero_()

@@ -201,12 +201,15 @@ class VFSDDPM(pl.LightningModule):
         x_set, index = self._sets_of(batch, batch_idx)
         support = x_set[:, : self.config.sets.shots]
         steps = min(50, self.config.diffusion.timesteps)
-        return {"support": support, "generated": self.generate(support, index, steps=steps, seed=global_seed())[:, None]}
+        return {
+            "support": support,
+            "generated": self.generate(support, index, steps=steps, seed=global_seed())[:, None],
+        }
 
     def _batch_loss(self, batch: Any, batch_idx: int, loss: Any) -> Tensor:
         """Loss with timesteps and noise that follow the sets' global indices."""
         x_set, index = self._sets_of(batch, batch_idx)
-        b, n, *image = x_set.shape
+        n, *image = x_set.shape[1:]
         seed = global_seed()
         t = (indexed_uniform(index, seed, _TIMESTEP) * self.config.diffusion.timesteps).long()
         noise = indexed_normal(index, (n, *image), seed, _NOISE)

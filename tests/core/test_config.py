@@ -7,9 +7,7 @@ import pytest
 from lightning_vfs.core import ConfigError, DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 
 
-@pytest.mark.parametrize(
-    ("held_out", "slots", "shots"), [("zero_slot", 6, 5), ("drop", 5, 5), ("none", 6, 6)]
-)
+@pytest.mark.parametrize(("held_out", "slots", "shots"), [("zero_slot", 6, 5), ("drop", 5, 5), ("none", 6, 6)])
 def test_slots_and_shots_of_a_set_of_six(held_out: str, slots: int, shots: int) -> None:
     config = SetConfig(set_size=6, held_out=held_out)
     assert (config.slots, config.shots) == (slots, shots)

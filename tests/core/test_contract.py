@@ -23,9 +23,7 @@ from lightning_vfs.core import (
 
 
 def config_of(set_size: int, held_out: str = "zero_slot", tokenizer: str = "stack", patch: int = 2, channels: int = 3):
-    return VFSConfig(
-        SetConfig(set_size, 8, channels, held_out), EncoderConfig(patch_size=patch, tokenizer=tokenizer)
-    )
+    return VFSConfig(SetConfig(set_size, 8, channels, held_out), EncoderConfig(patch_size=patch, tokenizer=tokenizer))
 
 
 def test_row_1_all_agree_in_silence() -> None:
