@@ -254,6 +254,17 @@ class VFSConfig:
             built[name] = part(**given)
         return cls(**built)
 
+    @classmethod
+    def from_jax(cls, cfg: Mapping[str, Any]) -> VFSConfig:
+        """The configuration of the JAX system's flat `cfg`, of its first state or its last.
+
+        Raises:
+            CheckpointError: an option that this package does not have; the message names it.
+        """
+        from lightning_vfs.core.jax_config import config_from_jax
+
+        return config_from_jax(cfg)
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain values (str, int, float, bool), as `from_dict` takes them."""
         return asdict(self)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from lightning_vfs.core.contract import agree
 from lightning_vfs.core.errors import CheckpointError
-from lightning_vfs.interop.jax_config import config_from_jax
+from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.interop.jax_parameters import state_dict_from_jax
 from lightning_vfs.modules import VFSDDPM
 
@@ -40,7 +40,7 @@ def from_jax(path: str | Path) -> VFSDDPM:
         raise CheckpointError(
             f"{path} is no flat file of the JAX system: it needs `config` in its metadata and leaves `params/<path>`."
         )
-    config = config_from_jax(json.loads(metadata["config"]))
+    config = VFSConfig.from_jax(json.loads(metadata["config"]))
     config = agree(config, weights=params[SPT_SCALE].shape[0])
     state_dict, wrong = state_dict_from_jax(params, config)
     model = VFSDDPM(config)

@@ -33,13 +33,12 @@ def is_head_dialect(cfg: Mapping[str, Any]) -> bool:
     return "encoder_depth" in cfg
 
 
-def config_from_jax(cfg: Mapping[str, Any], set_size: int | None = None) -> VFSConfig:
+def config_from_jax(cfg: Mapping[str, Any]) -> VFSConfig:
     """The VFSConfig of a flat `cfg`.
 
     Args:
         cfg: the system's configuration, of its first state (`seed`: the image is dropped from its set, and
             `sample_size` counts the stacked images) or its last (`head`: a zero slot).
-        set_size: images per set, where the weights say otherwise than `cfg`.
 
     Raises:
         CheckpointError: an option that this package does not have; the message names it.
@@ -57,7 +56,7 @@ def config_from_jax(cfg: Mapping[str, Any], set_size: int | None = None) -> VFSC
     try:
         return VFSConfig(
             SetConfig(
-                set_size=set_size or (slots + 1 if held_out == "drop" else slots),
+                set_size=slots + 1 if held_out == "drop" else slots,
                 image_size=cfg["image_size"],
                 channels=cfg["in_channels"],
                 held_out=held_out,  # type: ignore[arg-type]
