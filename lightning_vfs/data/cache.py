@@ -1,0 +1,94 @@
+"""A cache on disk for decoded images: one memory-mapped file for each content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lightning_vfs.core.errors import DataError
+from lightning_vfs.data.images import ClassImages
+
+
+class DamagedCacheWarning(UserWarning):
+    """A cache file could not be read, and is made again."""
+
+
+def default_cache_dir() -> Path:
+    """`$LIGHTNING_VFS_CACHE`, or `~/.cache/lightning_vfs`."""
+    return Path(os.environ.get("LIGHTNING_VFS_CACHE") or "~/.cache/lightning_vfs").expanduser()
+
+
+def content_key(content: Any) -> str:
+    """SHA-256 of everything that decides the pixels, given as plain values (what JSON can hold)."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassImages]) -> ClassImages:
+    """Images from the cache, memory-mapped; built and stored first where they are not there yet.
+
+    Processes that do so at once do not disturb each other: a file appears complete, under its final name.
+
+    Args:
+        folder: of the cache; made where it is missing.
+        name: begins the file's name, for people.
+        key: as `content_key` gives it.
+        build: decodes the images.
+
+    Warns:
+        DamagedCacheWarning: the file was damaged; it is built again.
+
+    Raises:
+        DataError: the cache cannot be written; and whatever `build` raises.
+    """
+    path = folder / f"{name}-{key}.safetensors"
+    if path.exists():
+        try:
+            return _read(path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            warnings.warn(
+                f"The cache file {path} is damaged ({error}): decoding the images again.",
+                DamagedCacheWarning,
+                stacklevel=2,
+            )
+    images = build()
+    try:
+        _write(path, images)
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"The decoded images cannot be written to the cache {folder}: {error}. They take "
+            f"{images.images.nbytes / 2**20:,.0f} MiB; choose another folder by --data.cache_dir or "
+            "the environment variable LIGHTNING_VFS_CACHE."
+        ) from error
+    return _read(path)
+
+
+def _read(path: Path) -> ClassImages:
+    # safetensors maps the file privately: pages are read when they are used, shared between processes, and nothing
+    # that is written to the tensor reaches the file.
+    with safe_open(path, framework="pt") as file:
+        class_names = json.loads(file.metadata()["class_names"])
+        return ClassImages(file.get_tensor("images"), class_names, file.get_tensor("labels").numpy())
+
+
+def _write(path: Path, images: ClassImages) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"images": images.images, "labels": torch.from_numpy(images.labels)}
+    # Renaming is atomic within a folder; a process killed before leaves only a *.tmp behind.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name[:20], suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, {"class_names": json.dumps(images.class_names)})
+        os.chmod(temporary, 0o644)  # made for its owner alone, but a cache may be shared
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

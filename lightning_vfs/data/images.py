@@ -1,0 +1,162 @@
+"""Images grouped by class, and the episodes that a few-shot evaluation is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from lightning_vfs.core.errors import ConfigError, DataError
+from lightning_vfs.data.draws import distinct
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1."""
+    return images.float().div_(127.5).sub_(1)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What a few-shot evaluation generates and compares; row i belongs to the global sample index i.
+
+    Indices are those of the split (`ClassImages.pixels` takes them).
+
+    Attributes:
+        targets: (num,) int64, a real image that is held out.
+        supports: (num, shots) int64, distinct other images of the same class, never the target.
+        labels: (num,) int64, index of the class in the split.
+    """
+
+    targets: np.ndarray
+    supports: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class ClassImages:
+    """uint8 images grouped by class.
+
+    Args:
+        images: uint8 (N, c, h, w), images of a class next to each other; may be memory-mapped.
+        class_names: name of every class.
+        labels: int64 (N,), index into `class_names` of every image, in ascending order.
+
+    Attributes:
+        class_names: name of every class.
+        labels: int64 (N,), class of every image, in ascending order.
+        counts: int64 (classes,), images of every class.
+        offsets: int64 (classes,), index of the first image of every class.
+
+    Raises:
+        DataError: the arguments do not fit each other.
+    """
+
+    def __init__(self, images: torch.Tensor, class_names: Sequence[str], labels: ArrayLike) -> None:
+        labels = np.asarray(labels, dtype=np.int64)
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise DataError(f"images must be uint8 (N, c, h, w); got {images.dtype} {tuple(images.shape)}.")
+        if labels.shape != (len(images),):
+            raise DataError(f"labels must be one number per image, {len(images)}; got the shape {labels.shape}.")
+        if len(labels) and (labels[0] < 0 or labels[-1] >= len(class_names) or (np.diff(labels) < 0).any()):
+            raise DataError(f"labels must be in ascending order, from 0 to {len(class_names) - 1} (classes less one).")
+        self._stored = images
+        self._rows: np.ndarray | None = None
+        self._set_classes(class_names, labels)
+
+    def _set_classes(self, class_names: Sequence[str], labels: np.ndarray) -> None:
+        self.class_names = tuple(class_names)
+        self.labels = labels
+        self.counts = np.bincount(labels, minlength=len(class_names))
+        self.offsets = np.cumsum(self.counts) - self.counts
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All images, uint8 (N, c, h, w): the stored tensor itself, or a copy where this is a selection of it."""
+        return self._stored if self._rows is None else self._stored[torch.from_numpy(self._rows)]
+
+    def select(self, class_indices: ArrayLike) -> ClassImages:
+        """A subset of the classes, in the order given, over the same stored pixels (nothing is copied)."""
+        classes = np.asarray(class_indices, dtype=np.int64)
+        counts = self.counts[classes]
+        labels = np.repeat(np.arange(len(classes)), counts)
+        position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = np.repeat(self.offsets[classes], counts) + position
+        selected = object.__new__(ClassImages)
+        selected._stored = self._stored
+        selected._rows = rows if self._rows is None else self._rows[rows]
+        selected._set_classes([self.class_names[i] for i in classes], labels)
+        return selected
+
+    def bytes(self, indices: ArrayLike) -> torch.Tensor:
+        """Images as they are stored.
+
+        Args:
+            indices: whole numbers of any shape (...,).
+
+        Returns:
+            uint8 (..., c, h, w).
+
+        Raises:
+            IndexError: an index is not that of an image.
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        rows = index if self._rows is None else self._rows[index]
+        return self._stored[torch.from_numpy(rows.reshape(-1))].reshape(*index.shape, *self._stored.shape[1:])
+
+    def pixels(self, indices: ArrayLike) -> torch.Tensor:
+        """Images as a model takes them: float32 (..., c, h, w) in [-1, 1]; otherwise as `bytes`."""
+        return to_pixels(self.bytes(indices))
+
+    def episodes(self, num_images: int, shots: int, seed: int) -> Episodes:
+        """Draw what a few-shot evaluation generates: held-out images, each with a support of its class.
+
+        Targets are a permutation of all images, so that they are distinct and their classes follow the data; when
+        more are asked for than there are, another permutation follows. Row i depends on the images, `shots` and
+        `seed` alone: the first rows of a longer evaluation are those of a shorter one.
+
+        Args:
+            num_images: number of episodes.
+            shots: images in a support (k).
+            seed: not negative.
+
+        Raises:
+            ConfigError: `num_images`, `shots` or `seed` is impossible.
+            DataError: a class has too few images for a target and a support.
+        """
+        if num_images < 1 or shots < 1 or seed < 0:
+            raise ConfigError(
+                f"episodes: num_images is {num_images}, shots {shots} and seed {seed}; "
+                "num_images and shots must be at least 1, and the seed not negative."
+            )
+        if not len(self):
+            raise DataError("There are no images to draw episodes from.")
+        too_small = np.flatnonzero((self.counts > 0) & (self.counts <= shots))
+        if len(too_small):
+            few = ", ".join(f"{self.class_names[i]} ({self.counts[i]})" for i in too_small[:10])
+            raise DataError(
+                f"A support of {shots} and a held-out image need {shots + 1} images of a class; "
+                f"{len(too_small)} of {self.num_classes} classes have fewer: {few}. Ask for fewer shots."
+            )
+        rounds = -(-num_images // len(self))
+        permutations = [np.random.default_rng((seed, r)).permutation(len(self)) for r in range(rounds)]
+        targets = np.concatenate(permutations)[:num_images]
+        labels = self.labels[targets]
+        offsets = self.offsets[labels]
+        # Three numbers, so that this stream is none of the permutations'.
+        others = distinct(self.counts[labels] - 1, shots, np.random.default_rng((seed, shots, 1)))
+        others += others >= (targets - offsets)[:, None]
+        return Episodes(targets=targets, supports=offsets[:, None] + others, labels=labels)

@@ -1,0 +1,195 @@
+"""Sets of images of one class: drawn anew every epoch, shared out between ranks, delivered in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.data.draws import balanced, distinct
+from lightning_vfs.data.images import ClassImages
+
+
+class SetBatch(TypedDict):
+    """A batch of sets.
+
+    images: float32 (b, n, c, h, w) in [-1, 1], the images of a set distinct and of one class.
+    label: int64 (b,), class of every set, as an index into the split.
+    index: int64 (b,), global index of every set: epoch * sets per epoch + position in the epoch.
+    """
+
+    images: torch.Tensor
+    label: torch.Tensor
+    index: torch.Tensor
+
+
+class SetPlan(TypedDict):
+    """Which images make the sets of one batch: members (b, n), label (b,), index (b,), all int64."""
+
+    members: np.ndarray
+    label: np.ndarray
+    index: np.ndarray
+
+
+class SetSampler(Sampler[SetPlan]):
+    """This rank's batches of an epoch's sets.
+
+    The sets of an epoch depend on the images, `set_size`, `num_sets`, `seed` and the epoch; every class comes equally
+    often, up to one. They are cut into global batches in order, and rank r takes the r-th contiguous slice of each:
+    every rank has the same number of batches, and one process with a batch of b * world_size sees the same batches.
+
+    Args:
+        images: the split to draw from; every class has at least `set_size` images.
+        set_size: images per set (n).
+        num_sets: sets per epoch, over all ranks.
+        batch_size: sets per batch on one rank.
+        seed: not negative.
+        rank: of this process, below `world_size`.
+        world_size: number of processes.
+        anew: draw other sets in every epoch; otherwise always those of epoch 0.
+        drop_last: leave out the last sets that fill no global batch; otherwise the sets are spread evenly, and all
+            are delivered exactly once.
+
+    Raises:
+        ConfigError: too few sets for one batch on every rank.
+    """
+
+    def __init__(
+        self,
+        images: ClassImages,
+        set_size: int,
+        num_sets: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        anew: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        self.images = images
+        self.set_size = set_size
+        self.num_sets = num_sets
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.anew = anew
+        self.epoch = 0
+        self.start = 0
+        global_batch = batch_size * world_size
+        needed = global_batch if drop_last else world_size
+        if num_sets < needed:
+            field = "sets_per_epoch" if drop_last else "eval_sets"
+            raise ConfigError(
+                f"{field} is {num_sets}, less than the {needed} that {world_size} rank(s) with batch_size {batch_size} "
+                f"need. Set --data.{field} to {needed} or more, or use a smaller batch or fewer ranks."
+            )
+        if drop_last:
+            self._bounds = np.arange(num_sets // global_batch + 1) * global_batch
+        else:
+            # Not more batches than every rank can have a set in: with one set per batch the last ones may hold two.
+            batches = min(-(-num_sets // global_batch), num_sets // world_size)
+            self._bounds = np.arange(batches + 1) * num_sets // batches
+
+    @property
+    def sampler(self) -> SetSampler:
+        """Itself: Lightning looks for `set_epoch` in `loader.batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to draw; Lightning calls this before every epoch, also after a resume."""
+        if self.anew:
+            self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return len(self._bounds) - 1
+
+    def __iter__(self) -> Iterator[SetPlan]:
+        """Batches of the epoch, from number `start` on."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        label = balanced(self.images.num_classes, self.num_sets, rng)
+        members = self.images.offsets[label, None] + distinct(self.images.counts[label], self.set_size, rng)
+        index = self.epoch * self.num_sets + np.arange(self.num_sets)
+        for first, end in zip(self._bounds[self.start : -1], self._bounds[self.start + 1 :], strict=True):
+            mine = slice(
+                first + (end - first) * self.rank // self.world_size,
+                first + (end - first) * (self.rank + 1) // self.world_size,
+            )
+            yield {"members": members[mine], "label": label[mine], "index": index[mine]}
+
+
+class _PlannedSets(Dataset[SetBatch]):
+    """Fetches a whole planned batch by one gather."""
+
+    def __init__(self, images: ClassImages) -> None:
+        self._images = images
+
+    def __getitem__(self, plan: SetPlan) -> SetBatch:
+        return {
+            "images": self._images.pixels(plan["members"]),
+            "label": torch.from_numpy(plan["label"]),
+            "index": torch.from_numpy(plan["index"]),
+        }
+
+
+class SetLoader:
+    """Batches of sets for one rank: iterate it for one epoch of `SetBatch`.
+
+    It holds a DataLoader instead of being one, because Lightning rewrites DataLoaders: it would shard a second time.
+
+    Args:
+        sampler: plans the batches.
+        num_workers: processes that fetch batches; 0 fetches in this one.
+        pin_memory: put batches into page-locked memory, for copies to a GPU.
+    """
+
+    def __init__(self, sampler: SetSampler, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.batch_sampler = sampler
+        self._loader: DataLoader[SetBatch] = DataLoader(
+            _PlannedSets(sampler.images),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+        self._epoch = 0
+        self._delivered = 0
+        self._resuming = False
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[SetBatch]:
+        """Deliver the sampler's epoch, from where a loaded state left it."""
+        # As a generator this begins with the first batch that is asked for. Lightning makes the iterator of a run's
+        # first epoch before it calls set_epoch: workers would fetch the sets of epoch 0 after every resume.
+        self.batch_sampler.start = self._delivered if self._resuming and self._epoch == self.batch_sampler.epoch else 0
+        self._resuming = False
+        self._epoch, self._delivered = self.batch_sampler.epoch, self.batch_sampler.start
+        for batch in self._loader:
+            self._delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position to resume from; Lightning stores it in checkpoints, so that an epoch goes on where it stopped."""
+        return {"epoch": self._epoch, "delivered": self._delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a stored position when its epoch is iterated next."""
+        self._epoch, self._delivered, self._resuming = state["epoch"], state["delivered"], True
+
+    @property
+    def _iterator(self) -> Any:
+        # Lightning looks for a loader's worker processes under this name, and ends them with the run.
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self._loader._iterator = value

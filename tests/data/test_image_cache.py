@@ -1,0 +1,117 @@
+"""The cache of decoded images."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_vfs.core.errors import DataError
+from lightning_vfs.data import ClassImages, cache
+from lightning_vfs.data.cache import DamagedCacheWarning, cached_images, content_key
+
+
+@pytest.fixture
+def build(numbered: Callable[..., ClassImages]) -> Callable[[], ClassImages]:
+    return lambda: numbered([2, 0, 3], channels=3)
+
+
+def never() -> ClassImages:
+    raise AssertionError("built again")
+
+
+def test_images_are_built_once_and_then_memory_mapped(tmp_path: Path, build: Callable[[], ClassImages]) -> None:
+    built = build()
+    for images in (cached_images(tmp_path, "x", "key", build), cached_images(tmp_path, "x", "key", never)):
+        assert torch.equal(images.images, built.images)
+        assert images.class_names == ("a", "b", "c")
+        assert images.labels.tolist() == [0, 0, 2, 2, 2]
+    (file,) = tmp_path.iterdir()
+    assert str(file) in Path("/proc/self/maps").read_text()
+
+
+def test_mapped_images_can_be_used_without_a_warning_and_never_change_the_file(
+    tmp_path: Path, build: Callable[[], ClassImages]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = cached_images(tmp_path, "x", "key", build)
+        images.pixels([0, 1])
+    images.images[:] = 0
+    assert cached_images(tmp_path, "x", "key", never).bytes(4).unique().tolist() == [4]
+
+
+def test_another_key_is_another_file(tmp_path: Path, build: Callable[[], ClassImages]) -> None:
+    assert content_key({"size": 8, "files": ["a"]}) == content_key({"files": ["a"], "size": 8})
+    assert content_key({"size": 8}) != content_key({"size": 9})
+    cached_images(tmp_path, "x", content_key(1), build)
+    with pytest.raises(AssertionError, match="built again"):
+        cached_images(tmp_path, "x", content_key(2), never)
+
+
+@pytest.mark.parametrize("left", [0, 4, 60, -1], ids=["empty", "no header", "half a header", "a byte short"])
+def test_a_damaged_file_is_built_again_with_a_warning(
+    tmp_path: Path, build: Callable[[], ClassImages], left: int
+) -> None:
+    cached_images(tmp_path, "x", "key", build)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:left])
+    with pytest.warns(DamagedCacheWarning, match=f"{file} is damaged .*: decoding the images again"):
+        images = cached_images(tmp_path, "x", "key", build)
+    assert images.bytes(4).unique().tolist() == [4]
+    assert file.read_bytes() == whole
+
+
+def test_a_file_of_another_kind_under_the_name_is_built_again(tmp_path: Path, build: Callable[[], ClassImages]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"images": torch.zeros(1)}, tmp_path / "x-key.safetensors")
+    with pytest.warns(DamagedCacheWarning):
+        assert len(cached_images(tmp_path, "x", "key", build)) == 5
+
+
+def test_a_killed_process_leaves_nothing_under_the_final_name(
+    tmp_path: Path, build: Callable[[], ClassImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any, save: Callable[..., None] = cache.save_file) -> None:
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(cache, "save_file", killed)
+    process = multiprocessing.get_context("fork").Process(target=cached_images, args=(tmp_path, "x", "key", build))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [file.suffix for file in tmp_path.iterdir()] == [".tmp"]
+
+
+def test_a_failed_build_or_write_leaves_nothing(
+    tmp_path: Path, build: Callable[[], ClassImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "save_file", full)
+    with pytest.raises(DataError, match=r"No space left on device.*--data.cache_dir.*LIGHTNING_VFS_CACHE"):
+        cached_images(tmp_path, "x", "key", build)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path, build: Callable[[], ClassImages]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=f"cannot be written to the cache {tmp_path}/file/cache"):
+        cached_images(tmp_path / "file" / "cache", "x", "key", build)
+
+
+def test_others_may_read_the_cache(tmp_path: Path, build: Callable[[], ClassImages]) -> None:
+    cached_images(tmp_path, "x", "key", build)
+    (file,) = tmp_path.iterdir()
+    assert os.stat(file).st_mode & 0o777 == 0o644
