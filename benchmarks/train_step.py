@@ -34,17 +34,14 @@ def make_step(compiled: bool, device: torch.device, sets: int) -> Callable[[], N
     """A training step of a fresh model: bf16 autocast, compiled and fused, or plain eager float32."""
     torch.manual_seed(0)
     model = VFSDDPM(CASE, compile=compiled).to(device).train()
-    model.diffusion = model.diffusion.on(torch.empty(0, device=device))
     optimizer = build_adamw(model, OptimizerConfig(), fused=compiled)
-    loss_of = model._training_loss
     n, image = CASE.sets.set_size, (CASE.sets.channels, CASE.sets.image_size, CASE.sets.image_size)
     x_set = torch.rand(sets, n, *image, device=device) * 2 - 1
-    noise = torch.randn(sets, n, *image, device=device)
-    t = torch.randint(CASE.diffusion.timesteps, (sets,), device=device)
+    batch = {"images": x_set, "index": torch.arange(sets, device=device)}
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
-            loss = loss_of(x_set, t, noise)
+            loss = model.batch_loss(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.contract import agree
 from lightning_vfs.core.errors import CheckpointError
-from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.interop.jax_parameters import state_dict_from_jax
 from lightning_vfs.modules import VFSDDPM
 

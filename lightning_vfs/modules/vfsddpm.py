@@ -136,7 +136,6 @@ class VFSDDPM(pl.LightningModule):
         Raises:
             SetSizeMismatchError: the data's sets do not fit this model.
         """
-        self.diffusion = self.diffusion.on(torch.empty(0, device=self.device))
         data = self._data_set_size()
         if data is not None and self.trainer.ckpt_path is None:
             self.check_set_size(data)
@@ -177,23 +176,23 @@ class VFSDDPM(pl.LightningModule):
     # -- training --------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _training_loss(self) -> Callable[..., Tensor]:
-        """The loss, compiled if asked for; made at the first step, since a compiled function cannot be deep-copied."""
-        return torch.compile(self.loss, fullgraph=True) if self.hparams["compile"] else self.loss
+    def _compiled_loss(self) -> Callable[..., Tensor]:
+        """Made at the first step, since a compiled function cannot be deep-copied, as weight averaging does."""
+        return torch.compile(self.loss, fullgraph=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self._batch_loss(batch, batch_idx, self._training_loss)
+        loss = self.batch_loss(batch, batch_idx)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x_set, _ = self._sets_of(batch, batch_idx)
-        loss = self._batch_loss(batch, batch_idx, self.loss)
+        loss = self.batch_loss(batch, batch_idx)
         self.log("val/loss", loss, prog_bar=True, batch_size=x_set.shape[0], sync_dist=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         x_set, _ = self._sets_of(batch, batch_idx)
-        loss = self._batch_loss(batch, batch_idx, self.loss)
+        loss = self.batch_loss(batch, batch_idx)
         self.log("test/loss", loss, batch_size=x_set.shape[0], sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -206,16 +205,23 @@ class VFSDDPM(pl.LightningModule):
             "generated": self.generate(support, index, steps=steps, seed=global_seed())[:, None],
         }
 
-    def _batch_loss(self, batch: Any, batch_idx: int, loss: Any) -> Tensor:
-        """Loss with timesteps and noise that follow the sets' global indices."""
+    def batch_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Loss of a batch, with timesteps and noise that follow the sets' global indices; compiled in training.
+
+        Raises:
+            SetSizeMismatchError: the batch's n is not the agreed one.
+            ValueError: another shape of images.
+        """
         x_set, index = self._sets_of(batch, batch_idx)
         n, *image = x_set.shape[1:]
+        self.diffusion = self.diffusion.on(x_set)
         seed = global_seed()
         t = (indexed_uniform(index, seed, _TIMESTEP) * self.config.diffusion.timesteps).long()
         noise = indexed_normal(index, (n, *image), seed, _NOISE)
         latent_noise = None
         if self.posterior is not None:
             latent_noise = indexed_normal(index, (n, self.config.encoder.dim), seed, _LATENT).flatten(0, 1)
+        loss = self._compiled_loss if self.training and self.hparams["compile"] else self.loss
         return loss(x_set, t, noise, latent_noise)
 
     def _sets_of(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,53 @@
+"""What only a GPU can show; run with `make test-gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_vfs import VFSDDPM
+from lightning_vfs.data import FolderSets
+from tests.conftest import tiny_config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fit_on_cuda(tmp_path: Path, image_folder: Path, precision: str, compiled: bool) -> None:
+    data = FolderSets(
+        str(image_folder), image_size=8, batch_size=2, sets_per_epoch=8, eval_sets=2, split_fractions=(0.5, 0.25, 0.25)
+    )
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cuda", devices=1, precision=precision, gradient_clip_val=1.0,
+        max_steps=4, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(VFSDDPM(tiny_config(), compile=compiled), datamodule=data)
+    assert trainer.global_step == 4
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_images_are_those_of_the_cpu(tiny_model) -> None:
+    model = tiny_model()
+    support = torch.rand(2, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    on_cpu = model.sample(support, num_images=3, steps=4)
+    on_cuda = model.cuda().sample(support, num_images=3, steps=4)
+    torch.testing.assert_close(on_cuda.cpu(), on_cpu, atol=5e-3, rtol=0)
+
+
+def test_a_step_copies_nothing_between_host_and_device(tiny_model) -> None:
+    model = tiny_model().cuda().train()
+    batch = {"images": torch.zeros(2, 6, 3, 8, 8, device="cuda"), "index": torch.arange(2, device="cuda")}
+    model.batch_loss(batch).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.batch_loss(batch).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
