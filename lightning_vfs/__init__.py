@@ -25,13 +25,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "VFSDDPM",
     "CheckpointError",
     "FIDCallback",
     "SampleGridCallback",
     "SetDataModule",
     "SetSizeMismatchError",
     "VFSConfig",
-    "VFSDDPM",
 ]
 
 

@@ -1,0 +1,163 @@
+"""SampleGridCallback: pictures of supports and of what the model makes of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from einops import rearrange
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.functional import to_pil_image
+
+from lightning_vfs.callbacks.evaluation import check_at_least, check_model, evaluating, sets_of, shots_of, to_uint8
+from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.samplers import SamplerName
+from lightning_vfs.data.module import SPLITS, SetDataModule, Split
+
+PAPER = 200
+"""Grey between images: seen beside white and beside black ones."""
+
+
+def sample_grid(support: Tensor, generated: Tensor, min_size: int = 48) -> Tensor:
+    """Picture of one row per class: its support, a dark line, and the images generated from it.
+
+    Args:
+        support: (r, k, c, h, w) in [-1, 1], c = 1 or 3.
+        generated: (r, m, c, h, w) in [-1, 1].
+        min_size: smaller images are enlarged by a whole factor, until they have so many pixels a side.
+
+    Returns:
+        uint8 (3, H, W).
+    """
+    left, right = _block(support, min_size), _block(generated, min_size)
+    line = torch.zeros(3, left.shape[1], 4, dtype=torch.uint8)
+    row = torch.cat([left, pad(line, (6, 6), value=PAPER), right], dim=2)
+    return pad(row, (2, 2, 2, 2), value=PAPER)
+
+
+def _block(images: Tensor, min_size: int) -> Tensor:
+    """Images (r, m, c, h, w) side by side, uint8 (3, H, W)."""
+    pixels = to_uint8(images).cpu().expand(-1, -1, 3, -1, -1)
+    factor = -(-min_size // min(images.shape[-2:]))
+    pixels = pixels.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return rearrange(pad(pixels, (2, 2, 2, 2), value=PAPER), "r m c h w -> c (r h) (m w)")
+
+
+class SampleGridCallback(Callback):
+    """Show what the model generates from supports of some classes of a split, every so often.
+
+    The same classes, supports and noise every time, by the averaged weights if there are any. The picture goes to
+    `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of validation and
+    of testing (`validate.png`, `test.png`).
+
+    Args:
+        every_n_epochs: make a picture at every validation of each n-th epoch of training.
+        num_classes: rows.
+        num_images: images per row.
+        steps: timesteps that the sampler takes.
+        sampler: `ddim` or `ddpm`.
+        seed: draws classes, supports and noise.
+        split: `train`, `val` or `test`.
+        dirname: folder of the pictures; default is `samples` in the logger's folder, or in the trainer's root.
+
+    Raises:
+        ConfigError: an option is out of range.
+        EvaluationError: no SetDataModule, or a split with fewer classes; before training.
+        SetSizeMismatchError: the data has sets of another size than the weights; before training.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        num_classes: int = 8,
+        num_images: int = 8,
+        steps: int = 50,
+        sampler: SamplerName = "ddim",
+        seed: int = 0,
+        split: Split = "test",
+        dirname: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ConfigError(f"SampleGridCallback.split is {split!r}; allowed: {', '.join(map(repr, SPLITS))}.")
+        if sampler not in ("ddim", "ddpm"):
+            raise ConfigError(f"SampleGridCallback.sampler is {sampler!r}; allowed: 'ddim', 'ddpm'.")
+        self.every_n_epochs = every_n_epochs
+        self.num_classes = num_classes
+        self.num_images = num_images
+        self.steps = steps
+        self.sampler = sampler
+        self.seed = seed
+        self.split: Split = split
+        self.dirname = dirname
+        check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images", "steps")
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "predict":
+            return
+        images = sets_of(trainer, self).split(self.split)
+        if images.num_classes < self.num_classes:
+            raise EvaluationError(
+                f"SampleGridCallback shows {self.num_classes} classes, but split {self.split!r} has "
+                f"{images.num_classes}: set num_classes to at most {images.num_classes}."
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_model(pl_module, sets_of(trainer, self), self.steps)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._show(trainer, pl_module, f"step={trainer.global_step:08d}" if fitting else "validate")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer, pl_module, "test")
+
+    def _show(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
+        log_dir = trainer.log_dir  # asks the other ranks, so before they leave
+        if not trainer.is_global_zero:
+            return
+        data = sets_of(trainer, self)
+        check_model(pl_module, data, self.steps)
+        folder = Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "samples")
+        with evaluating(trainer, pl_module, self):
+            support = self._support(data, pl_module)
+            generated = pl_module.sample(
+                support, num_images=self.num_images, steps=self.steps, sampler=self.sampler, seed=self.seed
+            )
+        grid = sample_grid(support, generated)
+        save_png(grid, folder / f"{name}.png")
+        for logger in trainer.loggers:
+            _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)
+
+    def _support(self, data: SetDataModule, pl_module: Any) -> Tensor:
+        """Supports of `num_classes` classes, (r, k, c, h, w) on the module's device."""
+        images = data.split(self.split)
+        episodes = images.episodes(len(images), shots_of(pl_module, data), self.seed)
+        _, first_of_class = np.unique(episodes.labels, return_index=True)
+        rows = np.sort(first_of_class)[: self.num_classes]
+        return images.pixels(episodes.supports[rows]).to(pl_module.device)
+
+
+def save_png(picture: Tensor, path: Path) -> None:
+    """Write uint8 (1 or 3, H, W) as PNG, all of it or nothing: a run that is killed leaves no half of a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    to_pil_image(picture).save(unfinished, format="PNG")
+    unfinished.replace(path)
+
+
+def _log_image(logger: Any, key: str, picture: Tensor, step: int) -> None:
+    """Hand the picture to a Lightning logger, if it takes any: `log_image` (Wandb), or TensorBoard's `add_image`."""
+    if hasattr(logger, "log_image"):
+        logger.log_image(key=key, images=[to_pil_image(picture)], step=step)
+    elif hasattr(getattr(logger, "experiment", None), "add_image"):
+        logger.experiment.add_image(key, picture, step)

@@ -1,0 +1,116 @@
+"""Feature extractors of torch-fidelity, by name, ready for images of any number of channels on any device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor
+
+from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.metrics import glyph_cnn
+
+INCEPTION = "inception-v3-compat"
+
+glyph_cnn.register()
+
+
+class ImageFeatures:
+    """Features of uint8 images by one of torch-fidelity's extractors, in evaluation mode and float32.
+
+    It is no torch module, so that a metric or callback which holds it adds nothing to a LightningModule's weights.
+
+    Args:
+        name: a name in torch-fidelity's registry: `inception-v3-compat`, `glyph-cnn`, or one registered by the user.
+        metrics: metrics that the features are for (`fid`, `kid`, `isc`, `prc`); the extractor says which of its
+            layers each of them takes.
+        weights_path: the extractor's weights; by default torch-fidelity downloads them, `glyph-cnn` has its own.
+
+    Raises:
+        EvaluationError: unknown name; weights that can't be had, are damaged or belong to another network.
+    """
+
+    def __init__(
+        self,
+        name: str = INCEPTION,
+        metrics: Iterable[str] = ("fid",),
+        weights_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if name not in FEATURE_EXTRACTORS_REGISTRY:
+            known = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
+            raise EvaluationError(
+                f"There is no feature extractor {name!r}; known: {known}. "
+                "Others are added with torch_fidelity.register_feature_extractor."
+            )
+        default_layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric
+        self.name = name
+        self.layers: dict[str, str] = {metric: default_layer(metric) for metric in metrics}
+        self._extractor = _build(name, sorted(set(self.layers.values())), weights_path)
+        probe = self(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+        self.dims: dict[str, int] = {layer: features.shape[1] for layer, features in probe.items()}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Features by layer, each (n, d) float32, of uint8 images (n, c, h, w), c = 1 or 3, on the images' device.
+
+        Raises:
+            ValueError: images of another type or shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                "Images for a feature extractor are uint8 of shape (n, 1 or 3, h, w); "
+                f"got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        if len(images) == 0:
+            return {layer: torch.empty(0, dim, device=images.device) for layer, dim in self.dims.items()}
+        self._extractor.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            features = self._extractor(images.expand(-1, 3, -1, -1).contiguous())
+        by_layer: dict[str, Tensor] = self._extractor.convert_features_tuple_to_dict(features)
+        return {layer: values.float() for layer, values in by_layer.items()}
+
+
+def _build(name: str, layers: list[str], weights_path: str | os.PathLike[str] | None) -> FeatureExtractorBase:
+    path = None if weights_path is None else Path(weights_path)
+    if path is not None and not path.is_file():
+        raise EvaluationError(f"The weights of feature extractor {name!r} are not there: {path} is no file.")
+    try:
+        if path is not None and name == INCEPTION:
+            # torch-fidelity unpickles whatever the file holds; a file that loads as mere weights runs no code.
+            torch.load(path, weights_only=True, map_location="cpu")
+        extractor = create_feature_extractor(
+            name,
+            layers,
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=None if path is None else str(path),
+        )
+    except Exception as error:  # whatever urllib, pickle, zipfile, safetensors and load_state_dict raise
+        raise EvaluationError(_why_not(name, path, error)) from error
+    return extractor.eval().requires_grad_(False)
+
+
+def _why_not(name: str, path: Path | None, error: Exception) -> str:
+    reason = (
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    )
+    if path is not None:
+        return (
+            f"{path} ({path.stat().st_size:,} bytes) does not hold the weights of feature extractor {name!r}: "
+            f"the file is damaged or belongs to another network ({reason})."
+        )
+    if name != INCEPTION:
+        return f"Feature extractor {name!r} could not be built ({reason}). Its weights can be given by weights_path."
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        f"The weights of feature extractor {name!r} could not be had by download or from {checkpoints} ({reason}). "
+        f"Ways out: get {URL_INCEPTION_V3} on a machine with a network and give the file as weights_path, "
+        f"or put it into {checkpoints} (replacing a damaged one); for the built-in glyphs use "
+        f"feature_extractor {glyph_cnn.NAME!r}, whose weights are in this package."
+    )

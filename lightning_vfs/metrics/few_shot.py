@@ -1,0 +1,115 @@
+"""Few-shot accuracy: does a generated image show the class that its support showed?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.metrics.indexed import IndexedMetric
+
+
+class FewShotAccuracy(IndexedMetric):
+    """Share of images whose features are nearest to their class's mean among `way` classes; chance is 1 / way.
+
+    An image is compared, by Euclidean distance of features, with the mean of the real images of its own class and of
+    way - 1 others drawn by (seed, global sample index): nearest-mean classification as in prototypical networks, Snell
+    et al. 2017, eq. 2. FID does not see a model that ignores its support; this figure is then at chance.
+
+    The figure depends neither on the order and size of batches nor on the number of ranks: see `IndexedMetric`.
+
+    Args:
+        real_features: features of all real images (m, d); on every rank.
+        real_labels: their classes (m,), from 0.
+        way: classes to choose among, at least 2.
+        seed: draws the other classes.
+
+    Only classes with at least 2 real images take part, so that generated and real images face the same choice; images
+    of other classes are left out.
+
+    Raises:
+        EvaluationError: fewer than `way` classes take part.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, real_features: Tensor, real_labels: Tensor, way: int = 20, seed: int = 0) -> None:
+        super().__init__()
+        real_labels = real_labels.to(real_features.device)
+        counts = torch.bincount(real_labels)
+        check_way(counts, way)
+        sums = torch.zeros(len(counts), real_features.shape[1], dtype=torch.float64, device=real_features.device)
+        sums.index_add_(0, real_labels, real_features.double())
+        self.way = way
+        self.seed = seed
+        self.means: Tensor
+        self.counts: Tensor
+        self.classes: Tensor
+        self.register_buffer("means", sums / counts.clamp(min=1).unsqueeze(1), persistent=False)
+        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("classes", torch.nonzero(counts >= 2).squeeze(1), persistent=False)
+        self.add_rows("hits", (), torch.bool)
+
+    def update(self, features: Tensor, labels: Tensor, index: Tensor, leave_one_out: bool = False) -> None:
+        """Add images.
+
+        Args:
+            features: (n, d).
+            labels: class of each image's support (n,), from 0.
+            index: global sample index of each (n,).
+            leave_one_out: the images are among the real ones; each is taken out of its own class's mean.
+        """
+        features, labels = features.to(self.means), labels.to(self.means.device)
+        taking_part = torch.isin(labels, self.classes)
+        features, labels, index = features[taking_part], labels[taking_part], index.to(labels.device)[taking_part]
+        others = self._others(index, labels)
+        own = (features - self.means[labels]).norm(dim=1)
+        nearest_other = (features.unsqueeze(1) - self.means[others]).norm(dim=2).amin(dim=1)
+        if leave_one_out:
+            # x - (N mean - x) / (N - 1) = (x - mean) N / (N - 1)
+            count = self.counts[labels]
+            own = own * count / (count - 1)
+        self.append("hits", index, own < nearest_other)
+
+    def compute(self) -> Tensor:
+        """Accuracy, a float64 scalar in [0, 1]; collective.
+
+        Raises:
+            EvaluationError: no image of a class that takes part.
+        """
+        _, hits = self.gathered("hits")
+        if len(hits) == 0:
+            raise EvaluationError("few_shot_accuracy has no image of a class with at least 2 real images to judge.")
+        return hits.double().mean()
+
+    def _others(self, index: Tensor, labels: Tensor) -> Tensor:
+        """way - 1 classes other than its own for each image, (n, way - 1), by (seed, index) alone."""
+        keys = _hash(index.cpu().numpy()[:, None], np.arange(len(self.classes)), self.seed)
+        keys[(labels.unsqueeze(1) == self.classes).cpu().numpy()] = np.iinfo(np.uint64).max
+        drawn = np.argsort(keys, axis=1, kind="stable")[:, : self.way - 1]
+        return self.classes[torch.from_numpy(drawn).to(self.classes.device)]
+
+
+def check_way(counts: Tensor, way: int) -> None:
+    """Raise EvaluationError unless at least `way` classes have 2 or more real images; `counts` (classes,)."""
+    enough = int((counts >= 2).sum())
+    if enough < way:
+        raise EvaluationError(
+            f"few_shot_accuracy among {way} classes needs as many classes with at least 2 real images; "
+            f"the split has {enough} (of {len(counts)} classes). "
+            f"Set few_shot_way to at most {enough}, to null to leave the figure out, or take more real images."
+        )
+
+
+def _hash(index: np.ndarray, column: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform uint64 for each (seed, index, column) by the finalizer of SplitMix64, Steele et al. 2014."""
+    start = _mix(np.array([seed % 2**64], dtype=np.uint64))
+    return _mix(_mix(start + index.astype(np.uint64)) + column.astype(np.uint64))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,79 @@
+"""One of the processes of test_ranks.py: `python rank_process.py <rank> <port> <folder>`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from conftest import TINY, Painter, Patterns, TinyExtractor
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch_fidelity.registry import register_feature_extractor
+
+from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
+from lightning_vfs.callbacks.split_evaluation import Share, SplitEvaluation
+from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.metrics import FidelityMetric, ImageFeatures
+
+
+def split_figures(rank, world_size, num_images, num_real):
+    evaluation = SplitEvaluation(
+        "test", Patterns().split("test"), ImageFeatures(TINY), num_images, num_real, None if num_real else 5, seed=0
+    )
+    share = Share(rank, world_size, batch_size=7, device=torch.device("cpu"), show_progress=False)
+    # Twice: the second time with the real features that were kept.
+    return [evaluation.figures(Painter().generate, 3, share) for _ in range(2)]
+
+
+def error_of_an_empty_metric():
+    try:
+        FidelityMetric(ImageFeatures(TINY)).compute()
+    except EvaluationError as error:
+        return str(error)
+
+
+def fit(folder, **kwargs):
+    best = ModelCheckpoint(folder, monitor=f"fid[{TINY}]/out")
+    fid = FIDCallback(feature_extractor=TINY, num_images=31, few_shot_way=5, steps=2)
+    grids = SampleGridCallback(num_classes=2, num_images=2, steps=2)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=[EMAWeightAveraging(use_buffers=False, decay=0.5), fid, grids, best],
+        **kwargs,
+    )
+    trainer.fit(Painter(), datamodule=Patterns(batch_size=4 // trainer.world_size))
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return {"figures": figures, "best": best.best_model_score.item(), "steps": trainer.global_step}
+
+
+def main():
+    rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    torch.set_num_threads(1)
+    register_feature_extractor(TINY, TinyExtractor)
+    found = {}
+    for world_size in (1, 2, 3):
+        if rank < world_size:
+            store = dist.FileStore(str(folder / f"store-{world_size}"), world_size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+            found[f"uneven shares, {world_size}"] = split_figures(rank, world_size, 31, None)
+            found[f"ranks without images, {world_size}"] = split_figures(rank, world_size, 2, 2)
+            found[f"error, {world_size}"] = error_of_an_empty_metric()
+            dist.destroy_process_group()
+    if rank < 2:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        found["fit"] = fit(folder / "ddp", devices=2, strategy="ddp", plugins=[LightningEnvironment()])
+    else:
+        found["fit"] = fit(folder / "single", devices=1)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

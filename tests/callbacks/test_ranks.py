@@ -1,0 +1,58 @@
+"""The same figures from 1, 2 and 3 processes, in each of them, in the metric alone and in a trainer."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each of three processes reports."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("rank_process.py")
+    command = [sys.executable, "-W", "ignore", str(script)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(3)]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+@pytest.mark.parametrize("case", ["uneven shares", "ranks without images"])
+def test_figures_are_equal(found, case):
+    expected, again = found[0][f"{case}, 1"]
+    assert expected["fid"] > 0
+    assert again == expected
+    for world_size in (2, 3):
+        for rank in range(world_size):
+            for figures in found[rank][f"{case}, {world_size}"]:
+                assert figures == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_error_reaches_every_rank(found):
+    for world_size in (1, 2, 3):
+        for rank in range(world_size):
+            assert "0 generated and 0 real" in found[rank][f"error, {world_size}"]
+
+
+def test_a_trainer_logs_equal_figures_on_every_rank(found):
+    first, second, single = (process["fit"] for process in found)
+    assert first["steps"] == single["steps"]
+    assert len(first["figures"]) == 6
+    assert second == first
+    assert first["figures"] == pytest.approx(single["figures"], rel=1e-6)
+    assert first["best"] == pytest.approx(single["best"], rel=1e-6)
