@@ -10,6 +10,9 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
@@ -65,6 +68,24 @@ class VFSCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def validate(self, verbose: bool = True, **kwargs: Any) -> None:
+        self.trainer.validate(verbose=False, **kwargs)
+        if verbose:
+            self._print_results()
+
+    def test(self, verbose: bool = True, **kwargs: Any) -> None:
+        self.trainer.test(verbose=False, **kwargs)
+        if verbose:
+            self._print_results()
+
+    def _print_results(self) -> None:
+        """A table of figures; Lightning's own takes the brackets of `fid[glyph-cnn]/out` for markup and drops them."""
+        if self.trainer.is_global_zero:
+            table = Table("figure", "value")
+            for name, value in sorted(self.trainer.callback_metrics.items()):
+                table.add_row(escape(name), f"{float(value):.6g}")
+            Console().print(table)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from einops import rearrange
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -130,14 +131,22 @@ class VFSDDPM(pl.LightningModule):
 
     # -- agreement with weights and data -----------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Check the data's set size; where a checkpoint is about to be loaded, its weights decide (on_load_checkpoint).
+    def on_fit_start(self) -> None:
+        """After a checkpoint, if any, is loaded: hold the data's set size against the weights'."""
+        self._check_data()
 
-        Raises:
-            SetSizeMismatchError: the data's sets do not fit this model.
-        """
+    def on_validation_start(self) -> None:
+        self._check_data()
+
+    def on_test_start(self) -> None:
+        self._check_data()
+
+    def on_predict_start(self) -> None:
+        self._check_data()
+
+    def _check_data(self) -> None:
         data = self._data_set_size()
-        if data is not None and self.trainer.ckpt_path is None:
+        if data is not None:
             self.check_set_size(data)
 
     def check_set_size(self, data: int) -> None:
@@ -155,7 +164,12 @@ class VFSDDPM(pl.LightningModule):
             CheckpointError: the checkpoint holds no weights of this model.
             SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
         """
-        self._adopt(self._agreed(contract.patch_dim_of(checkpoint["state_dict"]), self._data_set_size()))
+        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"]), self._data_set_size())
+        self._adopt(config)
+        # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
+        for callback in getattr(self._trainer, "callbacks", ()):
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                cast(VFSDDPM, callback._average_model.module)._adopt(config)
 
     def _agreed(self, weights: int, data: int | None) -> VFSConfig:
         return contract.agree(self.config, weights=weights, data=data, on_mismatch=self.on_set_size_mismatch)

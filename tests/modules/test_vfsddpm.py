@@ -193,8 +193,8 @@ def test_a_run_without_an_end_must_say_when_the_rate_decays(tmp_path: Path, imag
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, image_folder: Path) -> Path:
-    """A checkpoint trained on sets of 6: patch_dim 72."""
-    trainer = trainer_of(tmp_path, max_steps=1)
+    """A checkpoint trained on sets of 6, with averaged weights: patch_dim 72."""
+    trainer = trainer_of(tmp_path, max_steps=1, callbacks=[EMAWeightAveraging(decay=0.5, use_buffers=False)])
     trainer.fit(VFSDDPM(tiny_config()), datamodule=data_of(image_folder, 6))
     trainer.save_checkpoint(tmp_path / "sets_of_6.ckpt")
     return tmp_path / "sets_of_6.ckpt"
@@ -227,6 +227,16 @@ def test_row_2_a_stale_configuration_warns_once_and_goes_on(checkpoint: Path, tm
     with warnings.catch_warnings():
         warnings.simplefilter("error", StaleSetSizeWarning)
         VFSDDPM.load_from_checkpoint(tmp_path / "next.ckpt")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_row_2_through_the_trainer_with_averaged_weights(checkpoint, tmp_path, image_folder, stage: str) -> None:
+    model = VFSDDPM(tiny_config(5))
+    trainer = trainer_of(tmp_path, max_steps=3, callbacks=[EMAWeightAveraging(decay=0.5, use_buffers=False)])
+    with pytest.warns(StaleSetSizeWarning, match=r"sets of 5.*sets of 6") as caught:
+        getattr(trainer, stage)(model, datamodule=data_of(image_folder, 6), ckpt_path=str(checkpoint))
+    assert len([w for w in caught if w.category is StaleSetSizeWarning]) == 1
+    assert model.config.sets.set_size == 6 and model.hparams["config"]["sets"]["set_size"] == 6
 
 
 def test_row_3_other_data_is_refused_before_a_weight_is_copied(checkpoint: Path, tmp_path: Path, image_folder) -> None:
