@@ -1,7 +1,9 @@
-"""Training speed: images a second of the product's step, and its ratio to a plain eager float32 step, in one process.
+"""Training speed: images a second of a compiled step in bf16 and in float32, and their ratios to a plain eager float32
+step, in one process.
 
 Case: image 32, patch 4, encoder 256 x 3, DiT 384 x 6, 4 sets of 6. A step is loss, backward, gradient clipping and
-AdamW. The two are timed in turns, so that what else the machine does meets both.
+AdamW. All are timed in turns, so that what else the machine does meets each. The rate of a plain matrix product is
+measured beside them: it says what the machine can do, and which precision pays on it.
 
     python benchmarks/train_step.py [--device cuda] [--sets 4] [--out benchmarks/results/train_step_cpu.json]
 """
@@ -30,8 +32,15 @@ CASE = VFSConfig(
 )
 
 
-def make_step(compiled: bool, device: torch.device, sets: int) -> Callable[[], None]:
-    """A training step of a fresh model: bf16 autocast, compiled and fused, or plain eager float32."""
+VARIANTS = {
+    "bf16, compiled": (torch.bfloat16, True),
+    "float32, compiled": (torch.float32, True),
+    "plain": (torch.float32, False),
+}
+
+
+def make_step(precision: torch.dtype, compiled: bool, device: torch.device, sets: int) -> Callable[[], None]:
+    """A training step of a fresh model: compiled and with fused AdamW, or plain and eager."""
     torch.manual_seed(0)
     model = VFSDDPM(CASE, compile=compiled).to(device).train()
     optimizer = build_adamw(model, OptimizerConfig(), fused=compiled)
@@ -40,7 +49,7 @@ def make_step(compiled: bool, device: torch.device, sets: int) -> Callable[[], N
     batch = {"images": x_set, "index": torch.arange(sets, device=device)}
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=compiled):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision != torch.float32):
             loss = model.batch_loss(batch)
         optimizer.zero_grad()
         loss.backward()
@@ -50,7 +59,14 @@ def make_step(compiled: bool, device: torch.device, sets: int) -> Callable[[], N
     return step
 
 
-def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
+def matmul_rate(precision: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s of the product of the denoiser's MLP: (1536, 384) by (384, 1536)."""
+    a, b = (torch.randn(shape, device=device, dtype=precision) for shape in ((1536, 384), (384, 1536)))
+    fastest = min(timed(lambda: a @ b, 20, device) for _ in range(5)) / 20
+    return 2 * 1536 * 384 * 1536 / fastest / 1e9
+
+
+def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
     """Seconds that a number of steps take."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -72,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     images = args.sets * CASE.sets.set_size
-    steps = {"product": make_step(True, device, args.sets), "plain": make_step(False, device, args.sets)}
+    steps = {name: make_step(*variant, device, args.sets) for name, variant in VARIANTS.items()}
     for step in steps.values():
         timed(step, 3, device)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -87,7 +103,8 @@ def main() -> None:
         "sets_per_step": args.sets,
         "images_per_second": {name: round(images / value, 1) for name, value in median.items()},
         "fastest_images_per_second": {name: round(images / min(values), 1) for name, values in seconds.items()},
-        "ratio_to_plain": round(median["plain"] / median["product"], 2),
+        "ratio_to_plain": {name: round(median["plain"] / value, 2) for name, value in median.items()},
+        "matmul_gflops": {str(p): round(matmul_rate(p, device)) for p in (torch.bfloat16, torch.float32)},
         "peak_memory_mib": round(peak / 2**20),
         "device": torch.cuda.get_device_name() if gpu else cpu_name(),
         "threads": torch.get_num_threads(),

@@ -29,7 +29,7 @@ from lightning_vfs.modules.optimizer import build_adamw
 
 CONFIG = "configs/glyphs.yaml"
 PICTURE = Path("quickstart.png")
-TRAINING_SECONDS = 400  # of steps; validation, pictures and checkpoints take the rest of 8 minutes
+TRAINING_SECONDS = 420  # of steps; validation, pictures and checkpoints take the rest of 8 minutes
 EXTRACTOR = "glyph-cnn"
 
 
