@@ -24,13 +24,6 @@ from lightning_vfs.modules import VFSDDPM
 LINKED = ("set_size", "image_size", "channels")
 """What data and model must agree on; given once, on the data."""
 
-FREE = (
-    "encoder.dropout",
-    "encoder.kl_weight",
-    "diffusion.clip_denoised",
-)
-"""What a flag may change beside a checkpoint; the rest of the configuration belongs to its weights."""
-
 
 class VFSCLI(LightningCLI):
     """LightningCLI for VFSDDPM and the data modules.
@@ -117,7 +110,7 @@ class VFSCLI(LightningCLI):
         for name, value in _leaves(hyper_parameters):
             part = name.removeprefix("config.")
             given = self._given_model.get(name, value)
-            weights_decide = name.startswith("config.") and part not in FREE
+            weights_decide = name.startswith("config.") and part not in contract.FREE
             if weights_decide and given != value and part != "sets.set_size":
                 raise ConfigError(
                     f"--model.{name} is {given!r}, but the checkpoint was trained with {value!r}, and its weights fit "

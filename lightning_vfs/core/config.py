@@ -124,6 +124,11 @@ class EncoderConfig:
             raise ConfigError(f"EncoderConfig.dropout is {self.dropout}; it must be at least 0 and below 1.")
         if self.kl_weight < 0:
             raise ConfigError(f"EncoderConfig.kl_weight is {self.kl_weight}; it must be at least 0.")
+        if self.context == "variational" and self.pool == "none":
+            raise ConfigError(
+                "EncoderConfig.context is 'variational' with pool 'none': the Gaussian is over one context vector; "
+                "set pool to 'cls', 'mean' or 'sum'."
+            )
         if self.time_token == "timestep" and self.dim < 8:
             raise ConfigError(f"EncoderConfig.dim is {self.dim}; time_token `timestep` needs at least 8.")
 

@@ -115,6 +115,33 @@ def agree(
     return with_set_size(config, held)
 
 
+FREE = ("encoder.dropout", "encoder.kl_weight", "diffusion.clip_denoised")
+"""Parts of a configuration that may differ from what weights were trained with; the rest belongs to the weights."""
+
+
+def check_same_model(trained: VFSConfig, config: VFSConfig) -> None:
+    """Refuse weights of another model by the names of what differs; the set size is left to `agree`.
+
+    Raises:
+        CheckpointError: patch size, channels, tokenizer, held_out or any other part of the model differs.
+    """
+    ours = _flat(config)
+    different = [
+        f"{name} is {ours[name]!r} here, but the checkpoint was trained with {value!r}"
+        for name, value in _flat(trained).items()
+        if value != ours[name] and name != "sets.set_size" and name not in FREE
+    ]
+    if different:
+        raise CheckpointError(
+            f"The checkpoint holds another model: {'; '.join(different)}. Build the model with the checkpoint's "
+            "configuration (VFSDDPM.load_from_checkpoint does), or train without the checkpoint."
+        )
+
+
+def _flat(config: VFSConfig) -> dict[str, Any]:
+    return {f"{part}.{name}": value for part, values in config.to_dict().items() for name, value in values.items()}
+
+
 def with_set_size(config: VFSConfig, set_size: int) -> VFSConfig:
     """The same configuration for sets of another size."""
     return replace(config, sets=replace(config.sets, set_size=set_size))

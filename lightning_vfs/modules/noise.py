@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+# Streams of one seed: sampling steps take 0 and up, the rest stays clear of them.
+START, TIMESTEP, NOISE, LATENT = -1, -2, -3, -4
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer, as are the two below
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB

@@ -22,6 +22,7 @@ def test_slots_and_shots_of_a_set_of_six(held_out: str, slots: int, shots: int) 
         (SetConfig, {"held_out": "zero"}, ["SetConfig.held_out", "'zero'", "'zero_slot', 'drop', 'none'"]),
         (EncoderConfig, {"pool": "max"}, ["EncoderConfig.pool", "'max'", "'cls', 'mean', 'sum', 'none'"]),
         (EncoderConfig, {"dropout": 1.0}, ["EncoderConfig.dropout", "1.0", "below 1"]),
+        (EncoderConfig, {"context": "variational", "pool": "none"}, ["'variational' with pool 'none'", "set pool"]),
         (DenoiserConfig, {"dim": 100, "heads": 3}, ["DenoiserConfig.dim", "100", "3 heads"]),
         (DiffusionConfig, {"prediction": "epsilon"}, ["DiffusionConfig.prediction", "'eps', 'x_0', 'v'"]),
         (DiffusionConfig, {"timesteps": 0}, ["DiffusionConfig.timesteps", "0", "at least 1"]),
