@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -83,8 +84,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         self._check_data()
 
     def _check_data(self) -> None:
-        data = self._data_set_size()
-        if data is not None:
+        for data in self._data_set_sizes():
             self.check_set_size(data)
 
     def check_set_size(self, data: int) -> None:
@@ -93,7 +93,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         Raises:
             SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
         """
-        self._adopt(self._agreed(self.config.patch_dim, data))
+        self._adopt(self._agreed(self.config.patch_dim, [data]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
@@ -106,15 +106,18 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         weights = contract.patch_dim_of(checkpoint["state_dict"])
         if "config" in checkpoint.get("hyper_parameters", {}):
             contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
-        config = self._agreed(weights, self._data_set_size())
+        config = self._agreed(weights, self._data_set_sizes())
         self._adopt(config)
         # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
         for callback in getattr(self._trainer, "callbacks", ()):
             if isinstance(callback, WeightAveraging) and callback._average_model is not None:
                 cast(VFSDDPM, callback._average_model.module)._adopt(config)
 
-    def _agreed(self, weights: int, data: int | None) -> VFSConfig:
-        return contract.agree(self.config, weights=weights, data=data, on_mismatch=self.on_set_size_mismatch)
+    def _agreed(self, weights: int, data: list[int]) -> VFSConfig:
+        """The configuration that holds for these weights and for each of these set sizes of the data."""
+        for size in data or [None]:
+            agreed = contract.agree(self.config, weights=weights, data=size, on_mismatch=self.on_set_size_mismatch)
+        return agreed
 
     def _adopt(self, config: VFSConfig) -> None:
         """Take the configuration that holds, with a tokenizer of its width where that changed."""
@@ -124,16 +127,48 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         self.config = config
         self.hparams["config"] = config.to_dict()
 
-    def _data_set_size(self) -> int | None:
-        """Images per set of the attached data module, if it says."""
-        datamodule = getattr(self._trainer, "datamodule", None)
-        return getattr(datamodule, "set_size", None)
+    def _data_set_sizes(self) -> list[int]:
+        """Images per set of the attached data module on all ranks, where it says, so that all ranks decide alike."""
+        if self._trainer is None:
+            return []
+        size = getattr(getattr(self._trainer, "datamodule", None), "set_size", None)
+        return sorted({row[0] for row in self._of_all_ranks([size or 0]) if row[0]})
+
+    def _of_all_ranks(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every rank; collective."""
+        if self.trainer.world_size == 1:
+            return [numbers]
+        return self.all_gather(torch.tensor(numbers, device=self.trainer.strategy.root_device)).tolist()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._check_first_batch(batch, batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check_first_batch(batch, batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check_first_batch(batch, batch_idx)
+
+    def _check_first_batch(self, batch: Any, batch_idx: int) -> None:
+        """Check the shapes that all ranks got, on all of them: where one stops alone, the others wait for it forever.
+
+        Raises:
+            SetSizeMismatchError: the batch's n is not the agreed one.
+            ValueError: another shape of images.
+        """
+        if batch_idx == 0:
+            shape = list(_images_of(batch).shape)
+            for rank_shape in self._of_all_ranks([len(shape), *(shape + [0] * 5)[:5]]):
+                axes, *sizes = rank_shape
+                contract.check_batch(tuple(sizes[:axes]), self.config, self.on_set_size_mismatch)
 
     # -- training --------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _compiled_loss(self) -> Callable[..., Tensor]:
         """Made at the first step, since a compiled function cannot be deep-copied, as weight averaging does."""
+        # array-api-compat asks by cached functions what kind an array is, which dynamo remarks on once for each.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
         return torch.compile(self.loss, fullgraph=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -187,7 +222,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
             SetSizeMismatchError: the batch's n is not the agreed one.
             ValueError: another shape of images.
         """
-        x_set = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+        x_set = _images_of(batch)
         contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
         sets = self.config.sets
         if self.config.encoder.tokenizer == "stack" and x_set.shape[1] > sets.set_size:
@@ -250,3 +285,8 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into a folder, which is made if need be."""
         save_pretrained(self.config, self.state_dict(), folder)
+
+
+def _images_of(batch: Any) -> Tensor:
+    """The sets of a batch: itself, what it has under `images`, or its first part."""
+    return batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch

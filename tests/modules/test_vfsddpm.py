@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -331,3 +334,34 @@ def test_pretrained_folders_round_trip(tiny_model, tmp_path: Path) -> None:
     (tmp_path / "folder" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="damaged"):
         VFSDDPM.from_pretrained(tmp_path / "folder")
+
+
+def test_two_ranks_stop_with_the_same_error_when_one_sees_the_mismatch(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    script = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(tmp_path)]
+    done = subprocess.run(
+        script, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(root)}
+    )
+    assert done.returncode != 0
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0].startswith("SetSizeMismatchError: The weights were made for sets of 6"), done.stderr
+    assert said[0] == said[1]
+
+
+OTHERS = {
+    "encoder.patch_size": {"encoder": {"patch_size": 4}},
+    "sets.channels": {"sets": {"channels": 1}},
+    "sets.image_size": {"sets": {"image_size": 16}},
+    "sets.held_out": {"sets": {"held_out": "drop", "set_size": 7}},
+    "encoder.tokenizer": {"encoder": {"tokenizer": "per_image_mean"}},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_model_is_refused_by_name(checkpoint: Path, tmp_path, image_folder, name: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"another model: .*{name} is .* here, but the checkpoint was trained with"
+    ):
+        trainer_of(tmp_path).fit(
+            VFSDDPM(tiny_config(**OTHERS[name])), datamodule=data_of(image_folder, 6), ckpt_path=str(checkpoint)
+        )
