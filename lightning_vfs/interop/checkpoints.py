@@ -58,10 +58,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all: a run that is killed while it writes leaves the one before.
+    """Writes checkpoints whole or not at all, and checks them when it reads.
 
-    Lightning's own writing goes through the system's folder for temporary files; where that is another file system, the
-    last step is a copy, which a kill can cut short.
+    A run that is killed while it writes leaves the checkpoint before. Lightning's own writing goes through the system's
+    folder for temporary files; where that is another file system, the last step is a copy, which a kill can cut short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -74,3 +74,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A checkpoint of a VFSDDPM on the CPU; see `read_checkpoint` for what is raised."""
+        return read_checkpoint(path)

@@ -115,9 +115,8 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
 
     def _agreed(self, weights: int, data: list[int]) -> VFSConfig:
         """The configuration that holds for these weights and for each of these set sizes of the data."""
-        for size in data or [None]:
-            agreed = contract.agree(self.config, weights=weights, data=size, on_mismatch=self.on_set_size_mismatch)
-        return agreed
+        agree = functools.partial(contract.agree, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch)
+        return [agree(data=size) for size in data][-1] if data else agree()
 
     def _adopt(self, config: VFSConfig) -> None:
         """Take the configuration that holds, with a tokenizer of its width where that changed."""
@@ -138,7 +137,8 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         """The numbers of every rank; collective."""
         if self.trainer.world_size == 1:
             return [numbers]
-        return self.all_gather(torch.tensor(numbers, device=self.trainer.strategy.root_device)).tolist()
+        gathered = self.all_gather(torch.tensor(numbers, device=self.trainer.strategy.root_device))
+        return cast(Tensor, gathered).tolist()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._check_first_batch(batch, batch_idx)

@@ -42,24 +42,39 @@ def test_an_unknown_subcommand_is_wrong_usage(capsys: pytest.CaptureFixture[str]
 # -- the contract, through the CLI in a process of its own ------------------------------------------------------------
 
 
-def test_everything_at_6_is_silent(trained: Callable[..., Path], config_file: Path) -> None:
-    """The failure report's test 2."""
-    done = command("validate", f"--config={config_file}", f"--ckpt_path={trained()}")
-    assert done.returncode == 0, done.stderr
-    assert "sets of" not in done.stderr
+@pytest.fixture(scope="module")
+def with_fid(config_file: Path) -> list[str]:
+    """The tiny configuration, with FID at every validation."""
+    callback = """
+trainer:
+  callbacks+:
+    - class_path: lightning_vfs.FIDCallback
+      init_args: {num_images: 4, steps: 2, feature_extractor: glyph-cnn, few_shot_way: null}
+"""
+    config_file.with_name("fid.yaml").write_text(callback)
+    return [f"--config={config_file}", f"--config={config_file.with_name('fid.yaml')}"]
 
 
-def test_a_configuration_left_at_5_warns_once_and_goes_on(trained: Callable[..., Path], config_file: Path) -> None:
-    """The failure report's test 1."""
-    flag = "--model.config.sets.set_size=5"
-    done = command("fit", f"--config={config_file}", f"--ckpt_path={trained()}", flag, "--trainer.max_steps=4")
+def test_1_config_mismatch_detection(trained: Callable[..., Path], with_fid: list[str]) -> None:
+    """The failure report's test 1: trained on sets of 6, a configuration left at 5: one warning, FID runs."""
+    flags = [f"--ckpt_path={trained()}", "--model.config.sets.set_size=5", "--trainer.max_steps=4"]
+    done = command("fit", *with_fid, *flags)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("says sets of 5, but the weights were made for sets of 6 (72 = 2²·6·3)") == 1
+    assert "4 generated images a split: fid[glyph-cnn]/in" in done.stderr
 
 
-def test_data_of_5_is_refused_with_both_numbers_and_the_ways_out(trained: Callable[..., Path], config_file) -> None:
-    """The case that the failure report forgot."""
-    done = command("fit", f"--config={config_file}", f"--ckpt_path={trained()}", "--data.set_size=5")
+def test_2_no_mismatch(trained: Callable[..., Path], with_fid: list[str]) -> None:
+    """The failure report's test 2: everything at 6: FID runs without a warning."""
+    done = command("validate", *with_fid, f"--ckpt_path={trained()}")
+    assert done.returncode == 0, done.stderr
+    assert "sets of" not in done.stderr
+    assert "4 generated images a split: fid[glyph-cnn]/in" in done.stderr
+
+
+def test_3_data_of_another_size(trained: Callable[..., Path], with_fid: list[str]) -> None:
+    """The case that the failure report forgot: refused with both numbers, the formula and the ways out."""
+    done = command("fit", *with_fid, f"--ckpt_path={trained()}", "--data.set_size=5")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("SetSizeMismatchError: The weights were made for sets of 6 (72 = 2²·6·3)")
@@ -117,6 +132,26 @@ def test_a_missing_checkpoint_names_those_that_are_there(trained, config_file: P
     missing = trained().with_name("lost.ckpt")
     assert main(["fit", f"--config={config_file}", f"--ckpt_path={missing}"]) == 1
     assert "there are last.ckpt in that folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_every_subcommand_asks_the_contract(trained, config_file: Path, capsys, subcommand: str) -> None:
+    assert main([subcommand, f"--config={config_file}", f"--ckpt_path={trained()}", "--data.set_size=4"]) == 1
+    assert "SetSizeMismatchError: The weights were made for sets of 6" in capsys.readouterr().err
+
+
+def test_files_that_are_no_checkpoint(trained, config_file: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "cut.ckpt").write_bytes(trained().read_bytes()[:9000])
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "bare.ckpt")
+    torch.save({"state_dict": {"conv.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    for name, says in (
+        ("cut", "(9,000 bytes) is truncated or no checkpoint"),
+        ("bare", "has no `state_dict`"),
+        ("other", "is a checkpoint of another model (it has conv.weight"),
+    ):
+        assert main(["fit", f"--config={config_file}", f"--ckpt_path={tmp_path / name}.ckpt"]) == 1
+        assert f"CheckpointError: {tmp_path / name}.ckpt " in (said := capsys.readouterr().err)
+        assert says in said
 
 
 # -- evaluation, prediction -------------------------------------------------------------------------------------------

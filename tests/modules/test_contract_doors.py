@@ -45,8 +45,9 @@ def data_of(config: VFSConfig, set_size: int) -> RandomSets:
 
 def trainer(max_steps: int = 2) -> pl.Trainer:
     return pl.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=max_steps, logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1, use_distributed_sampler=False,
+        accelerator="cpu", max_epochs=-1, max_steps=max_steps, logger=False, enable_checkpointing=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=1, use_distributed_sampler=False,
     )  # fmt: skip
 
 

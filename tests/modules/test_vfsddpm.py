@@ -290,6 +290,26 @@ def test_plain_loaders_are_checked_at_the_first_batch(tmp_path: Path) -> None:
     assert trainer.global_step == 2
 
 
+# The table of the reproduced failure, with the image dropped from its set: configured sample_size, sets in training and
+# for FID. There, sample_size counted stacked images, which makes 6 of them a set of 7.
+@pytest.mark.parametrize(("stacked", "trained_on", "evaluated_on"), [(6, 7, 6), (5, 6, 6), (6, 6, None)])
+def test_the_old_systems_rows_agree_or_explain_themselves(
+    tmp_path: Path, image_folder: Path, stacked: int, trained_on: int, evaluated_on: int | None
+) -> None:
+    model = VFSDDPM(tiny_config(stacked + 1, sets={"held_out": "drop"}))
+    says = r"sets of 7 \(72 = 2²·6·3, 6 slots\), but the data has sets of 6 \(60 = 2²·5·3, 5 slots\)"
+    if trained_on != stacked + 1:
+        with pytest.raises(SetSizeMismatchError, match=says):
+            trainer_of(tmp_path).fit(model, datamodule=data_of(image_folder, trained_on))
+        return
+    trainer_of(tmp_path).fit(model, datamodule=data_of(image_folder, trained_on))
+    if evaluated_on == trained_on:
+        trainer_of(tmp_path).validate(model, datamodule=data_of(image_folder, evaluated_on), verbose=False)
+        return
+    with pytest.raises(SetSizeMismatchError, match=says):
+        trainer_of(tmp_path).validate(model, datamodule=data_of(image_folder, evaluated_on), verbose=False)
+
+
 def test_per_image_mean_trains_on_sets_of_any_size(tmp_path: Path, image_folder: Path) -> None:
     model = VFSDDPM(tiny_config(encoder={"tokenizer": "per_image_mean"}))
     for set_size in (2, 4, 8):
