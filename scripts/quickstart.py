@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs import VFSDDPM, FIDCallback
-from lightning_vfs.callbacks.grids import sample_grid
+from lightning_vfs.callbacks.grids import sample_grid, save_png
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.core import VFSConfig
 from lightning_vfs.data import GlyphSets
@@ -123,6 +123,14 @@ def draw(model: VFSDDPM, data: GlyphSets, lines: list[str]) -> None:
     unfinished.replace(PICTURE)
 
 
+def write_support(data: GlyphSets, folder: Path) -> None:
+    """The support of the picture's first row as a folder of images, for the command `sample`."""
+    images = data.split("test")
+    episodes = images.episodes(len(images), data.set_size - 1, seed=0)
+    for i, image in enumerate(images.bytes(episodes.supports[0])):
+        save_png(image, folder / f"{i}.png")
+
+
 def wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Pieces of a line that fit the width in pixels."""
     pieces = [""]
@@ -151,6 +159,7 @@ def main() -> None:
     model = VFSDDPM.load_from_checkpoint(checkpoint)
     lines = explain(figures, fid_of_untrained(data, model.config), fid_of_real_halves(data))
     draw(model, data, lines)
+    write_support(data, run / "support")
     print()
     print("\n".join(lines))
     print(f"\nTraining took {(trained - started) / 60:.1f} minutes, all {(time.perf_counter() - started) / 60:.1f}.")
@@ -159,7 +168,7 @@ def main() -> None:
     print(f"Log:         {run / 'metrics.csv'}")
     print(f"Figures:     {Path(evaluation.trainer.log_dir) / 'metrics.csv'}")
     print("\nTry next:")
-    print(f"  .venv/bin/lightning-vfs sample --ckpt_path {checkpoint} --support FOLDER_OF_1_TO_5_IMAGES --out out/")
+    print(f"  .venv/bin/lightning-vfs sample --ckpt_path {checkpoint} --support {run / 'support'} --out out/")
     print(f"  .venv/bin/lightning-vfs fit --config {CONFIG} --ckpt_path {checkpoint} --trainer.max_epochs 50")
     print("  .venv/bin/lightning-vfs fit --config configs/folders.yaml --data.root YOUR_FOLDER_OF_CLASS_FOLDERS")
 

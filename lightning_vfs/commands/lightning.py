@@ -10,10 +10,12 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
@@ -49,6 +51,10 @@ class VFSCLI(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults={"use_distributed_sampler": False},
                 save_config_kwargs={"overwrite": True},
+                # Without it every error is preceded by a usage of a hundred lines.
+                parser_kwargs={
+                    name: {"usage": f"lightning-vfs {name} --config FILE [options]"} for name in self.subcommands()
+                },
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -71,6 +77,12 @@ class VFSCLI(LightningCLI):
         self.trainer.test(verbose=False, **kwargs)
         if verbose:
             self._print_results()
+
+    def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
+        writer = PredictionWriter()
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        self.trainer.predict(return_predictions=False, **kwargs)
+        rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
 
     def _print_results(self) -> None:
         """A table of figures; Lightning's own takes the brackets of `fid[glyph-cnn]/out` for markup and drops them."""

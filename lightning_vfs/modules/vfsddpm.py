@@ -187,14 +187,12 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         self.log("test/loss", loss, batch_size=x_set.shape[0], sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Support (b, k, c, h, w) of every set, and one image (b, 1, c, h, w) generated from it by DDIM-50."""
+        """Index (b,) of every set, its support (b, k, c, h, w), and an image of its class (b, 1, c, h, w) by DDIM-50."""
         x_set, index = self._sets_of(batch, batch_idx)
         support = x_set[:, : self.config.sets.shots]
         steps = min(50, self.config.diffusion.timesteps)
-        return {
-            "support": support,
-            "generated": self.generate(support, index, steps=steps, seed=global_seed())[:, None],
-        }
+        generated = self.generate(support, index, steps=steps, seed=global_seed())
+        return {"index": index, "support": support, "generated": generated[:, None]}
 
     def batch_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Loss of a batch, with timesteps and noise that follow the sets' global indices; compiled in training.

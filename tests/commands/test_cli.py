@@ -162,6 +162,15 @@ def test_a_checkpoint_runs_in_every_stage(trained, config_file: Path, subcommand
     assert main([subcommand, f"--config={config_file}", f"--ckpt_path={trained()}"]) == 0
 
 
+def test_predict_writes_a_picture_of_every_test_set(trained, config_file: Path, tmp_path: Path) -> None:
+    flags = [f"--ckpt_path={trained()}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--data.eval_sets=3"]
+    assert main(["predict", f"--config={config_file}", *flags]) == 0
+    pictures = tmp_path / "tiny" / "version_0" / "predictions"
+    assert sorted(p.name for p in pictures.iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    with Image.open(pictures / "000000.png") as picture:
+        assert picture.width > 6 * 48
+
+
 # -- being killed -----------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +224,20 @@ def test_sample_writes_images_and_a_grid(trained, image_folder: Path, tmp_path: 
     assert main(["sample", f"--pretrained={tmp_path / 'model'}", *flags, f"--out={tmp_path / 'b'}"]) == 0
     for name in (p.name for p in (tmp_path / "a").iterdir()):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_sampling_from_a_stale_checkpoint_warns_once(trained, image_folder: Path, tmp_path: Path) -> None:
+    """The table's last row: no data attached, the weights win over the configuration."""
+    contents = torch.load(trained(), weights_only=True)
+    contents["hyper_parameters"]["config"]["sets"]["set_size"] = 4
+    torch.save(contents, tmp_path / "stale.ckpt")
+    (tmp_path / "support").mkdir()
+    for i in range(5):
+        Image.open(image_folder / "class00" / f"{i}.png").save(tmp_path / "support" / f"{i}.png")
+    flags = [f"--support={tmp_path / 'support'}", "--num_images=1", "--steps=2", f"--out={tmp_path / 'out'}"]
+    with pytest.warns(StaleSetSizeWarning, match=r"says sets of 4.*sets of 6") as caught:
+        assert main(["sample", f"--ckpt_path={tmp_path / 'stale.ckpt'}", *flags]) == 0
+    assert len([w for w in caught if w.category is StaleSetSizeWarning]) == 1
 
 
 def test_sample_says_what_is_wrong(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
