@@ -187,7 +187,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         self.log("test/loss", loss, batch_size=x_set.shape[0], sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Index (b,) of every set, its support (b, k, c, h, w), and an image of its class (b, 1, c, h, w) by DDIM-50."""
+        """Index (b,) of every set, its support (b, k, c, h, w), and an image of it (b, 1, c, h, w) by DDIM-50."""
         x_set, index = self._sets_of(batch, batch_idx)
         support = x_set[:, : self.config.sets.shots]
         steps = min(50, self.config.diffusion.timesteps)
