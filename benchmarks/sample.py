@@ -9,14 +9,13 @@ support encoded anew at every step for every image.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
-from train_step import cpu_name
+from report import report
 
 from lightning_vfs import VFSDDPM, VFSConfig
 
@@ -68,14 +67,8 @@ def main() -> None:
         "images_per_second": round(args.num_images / seconds, 1),
         "encoder_calls_per_support": calls,
         "speed_up_of_encoding_once": round((seconds + anew) / seconds, 2),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, device, args.out)
 
 
 if __name__ == "__main__":

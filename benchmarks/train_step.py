@@ -11,14 +11,13 @@ measured beside them: it says what the machine can do, and which precision pays 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from report import report
 
 from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 from lightning_vfs.modules import VFSDDPM, OptimizerConfig
@@ -106,21 +105,8 @@ def main() -> None:
         "ratio_to_plain": {name: round(median["plain"] / value, 2) for name, value in median.items()},
         "matmul_gflops": {str(p): round(matmul_rate(p, device)) for p in (torch.bfloat16, torch.float32)},
         "peak_memory_mib": round(peak / 2**20),
-        "device": torch.cuda.get_device_name() if gpu else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
-    print(json.dumps(result, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def cpu_name() -> str:
-    """The processor's model name where the system tells it, else its architecture."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    report(result, device, args.out)
 
 
 if __name__ == "__main__":
