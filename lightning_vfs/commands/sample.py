@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
+from torch import Tensor
 
 from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.callbacks.grids import sample_grid, save_png
@@ -57,8 +58,18 @@ def sample(
     folder = Path(out)
     for i, image in enumerate(to_uint8(generated)):
         save_png(image, folder / f"{i:04d}.png")
-    save_png(sample_grid(images[None], generated[None]), folder / "grid.png")
+    save_png(_picture(images, generated), folder / "grid.png")
     print(f"{num_images} images and grid.png of {len(images)} support images: {folder}")
+
+
+def _picture(support: Tensor, generated: Tensor, per_row: int = 8) -> Tensor:
+    """Support (k, c, h, w) at the top left, generated images (m, c, h, w) in rows on the right: uint8 (3, H, W)."""
+    rows = -(-len(generated) // per_row)
+    left = support.new_ones(rows, *support.shape)
+    left[0] = support
+    right = generated.new_ones(rows * per_row, *generated.shape[1:])
+    right[: len(generated)] = generated
+    return sample_grid(left, right.unflatten(0, (rows, per_row)))
 
 
 def run(args: list[str]) -> None:

@@ -40,21 +40,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint that can be read safely: {error}") from error
+    check_contents(checkpoint, str(path))
+    return checkpoint
+
+
+def check_contents(checkpoint: Any, name: str) -> None:
+    """Refuse what is no Lightning checkpoint of a VFSDDPM; `name` is what the message calls it.
+
+    Raises:
+        CheckpointError: there are no weights, those of another model, or no hyper-parameters.
+    """
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state_dict, dict):
         raise CheckpointError(
-            f"{path} is no Lightning checkpoint: it has no `state_dict`. A bare state_dict carries no configuration; "
+            f"{name} is no Lightning checkpoint: it has no `state_dict`. A bare state_dict carries no configuration; "
             "build VFSDDPM(config), call load_state_dict, and save_pretrained."
         )
     if PATCH_DIM_KEY not in state_dict:
         few = ", ".join(list(state_dict)[:3]) or "nothing"
-        raise CheckpointError(f"{path} is a checkpoint of another model (it has {few}, ...), not of a VFSDDPM.")
+        raise CheckpointError(f"{name} is a checkpoint of another model (it has {few}, ...), not of a VFSDDPM.")
     if "config" not in checkpoint.get("hyper_parameters", {}):
         raise CheckpointError(
-            f"{path} has no hyper-parameters of a VFSDDPM, so its configuration is not known: save with "
-            "trainer.save_checkpoint, or pass config= to load_from_checkpoint."
+            f"{name} has no hyper-parameters of a VFSDDPM, so its configuration is not known. Take a checkpoint as "
+            "trainer.save_checkpoint writes it; or build VFSDDPM(config), call load_state_dict, and save_pretrained."
         )
-    return checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

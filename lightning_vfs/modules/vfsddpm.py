@@ -19,7 +19,7 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
-from lightning_vfs.interop.checkpoints import read_checkpoint
+from lightning_vfs.interop.checkpoints import check_contents, read_checkpoint
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import LATENT, NOISE, TIMESTEP, indexed_normal, indexed_uniform
@@ -103,10 +103,9 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
                 that differs.
             SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
         """
-        weights = contract.patch_dim_of(checkpoint["state_dict"])
-        if "config" in checkpoint.get("hyper_parameters", {}):
-            contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
-        config = self._agreed(weights, self._data_set_sizes())
+        check_contents(checkpoint, "The file")
+        contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
+        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"]), self._data_set_sizes())
         self._adopt(config)
         # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
         for callback in getattr(self._trainer, "callbacks", ()):
@@ -276,7 +275,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         """
         config, state_dict = load_pretrained(name)
         model = cls(config)
-        model.on_load_checkpoint({"state_dict": state_dict})
+        model._adopt(model._agreed(contract.patch_dim_of(state_dict), []))
         model.load_state_dict(state_dict)
         return model.eval()
 

@@ -332,6 +332,22 @@ def test_files_that_are_no_checkpoint_of_ours(tmp_path: Path, checkpoint: Path) 
         VFSDDPM.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        ({"weight": torch.zeros(2)}, "no Lightning checkpoint: it has no `state_dict`"),
+        ({"state_dict": {"conv.weight": torch.zeros(2)}}, "of another model .it has conv.weight"),
+        ({"state_dict": {"encoder.to_patch_embedding.norm.weight": torch.zeros(72)}}, "has no hyper-parameters"),
+    ],
+)
+def test_the_trainer_refuses_them_too(tmp_path: Path, image_folder: Path, contents: dict, says: str) -> None:
+    torch.save(contents | {"pytorch-lightning_version": pl.__version__, "global_step": 0}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=says):
+        trainer_of(tmp_path).validate(
+            VFSDDPM(tiny_config()), datamodule=data_of(image_folder, 6), ckpt_path=str(tmp_path / "other.ckpt")
+        )
+
+
 def test_checkpoints_hold_plain_values_only(checkpoint: Path) -> None:
     def kinds(value) -> set[type]:
         if isinstance(value, dict):
