@@ -17,6 +17,7 @@ from PIL import Image
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.cli import HELP, SUBCOMMANDS, main
+from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.core import StaleSetSizeWarning
 from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
 
@@ -186,6 +187,11 @@ def test_a_write_that_is_cut_short_leaves_the_checkpoint_before(tmp_path: Path, 
     with pytest.raises(KeyboardInterrupt):
         writer.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_the_command_line_writes_and_reads_by_it(config_file: Path, tmp_path: Path) -> None:
+    run = VFSCLI(["validate", f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"])
+    assert isinstance(run.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
 
 
 @pytest.mark.slow
