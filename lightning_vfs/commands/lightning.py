@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
@@ -20,7 +18,7 @@ from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.data import SetDataModule
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_vfs.interop.checkpoints import read_checkpoint
 from lightning_vfs.modules import VFSDDPM
 
 LINKED = ("set_size", "image_size", "channels")
@@ -60,13 +58,6 @@ class VFSCLI(LightningCLI):
             )
         finally:
             sys.argv = before
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        given = self._get(self.config_init, "trainer")["plugins"] or []
-        plugins = given if isinstance(given, list) else [given]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(verbose=False, **kwargs)

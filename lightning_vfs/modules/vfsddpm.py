@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -19,7 +20,7 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
-from lightning_vfs.interop.checkpoints import check_contents, read_checkpoint
+from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, check_contents, read_checkpoint
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import LATENT, NOISE, TIMESTEP, indexed_normal, indexed_uniform
@@ -69,6 +70,12 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         )
 
     # -- agreement with weights and data -----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way."""
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_fit_start(self) -> None:
         """After a checkpoint, if any, is loaded: hold the data's set size against the weights'."""

@@ -348,6 +348,15 @@ def test_the_trainer_refuses_them_too(tmp_path: Path, image_folder: Path, conten
         )
 
 
+def test_the_trainer_refuses_a_truncated_file(checkpoint: Path, tmp_path: Path, image_folder: Path) -> None:
+    (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:9000])
+    for stage in ("fit", "validate"):
+        with pytest.raises(CheckpointError, match=r"9,000 bytes\) is truncated"):
+            getattr(trainer_of(tmp_path), stage)(
+                VFSDDPM(tiny_config()), datamodule=data_of(image_folder, 6), ckpt_path=str(tmp_path / "cut.ckpt")
+            )
+
+
 def test_checkpoints_hold_plain_values_only(checkpoint: Path) -> None:
     def kinds(value) -> set[type]:
         if isinstance(value, dict):
