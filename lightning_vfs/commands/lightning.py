@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from jsonargparse import Namespace
@@ -99,10 +100,11 @@ class VFSCLI(LightningCLI):
         data = config["data"]["init_args"]
         if checkpoint is None:
             self._refuse_contradicting_data(data)
-            agreed = VFSConfig(SetConfig(**{**_plain(config["model"]["config"]["sets"]), **_linked(data)}))
+            linked = {field: data[field] for field in LINKED}
+            sets = SetConfig(**{**vars(config["model"]["config"]["sets"]), **linked})
         else:
-            agreed = self._agree_with_weights(config, checkpoint, data)
-        config["model"]["config"]["sets"] = Namespace(agreed.to_dict()["sets"])
+            sets = self._agree_with_weights(config, checkpoint, data).sets
+        config["model"]["config"]["sets"] = Namespace(asdict(sets))
 
     def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
         """The checkpoint's hyper-parameters become the model's, but for what the user gave.
@@ -160,11 +162,3 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _plain(values: Namespace) -> dict[str, Any]:
-    return dict(vars(values))
-
-
-def _linked(data: Namespace) -> dict[str, Any]:
-    return {field: data[field] for field in LINKED}

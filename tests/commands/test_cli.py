@@ -114,6 +114,11 @@ def test_the_data_decides_for_a_fresh_model(trained) -> None:
     assert VFSDDPM.load_from_checkpoint(trained("--data.set_size=4")).config.patch_dim == 48
 
 
+def test_images_need_to_fit_the_patches_given_and_no_others(trained) -> None:
+    flags = ["--data.image_size=10", "--model.config.encoder.patch_size=2", "--model.config.denoiser.patch_size=5"]
+    assert VFSDDPM.load_from_checkpoint(trained(*flags)).config.sets.image_size == 10
+
+
 def test_a_flag_that_contradicts_the_weights_is_named(trained, config_file: Path, capsys) -> None:
     assert main(["fit", f"--config={config_file}", f"--ckpt_path={trained()}", "--model.config.encoder.dim=32"]) == 1
     assert "--model.config.encoder.dim is 32, but the checkpoint was trained with 16" in capsys.readouterr().err
