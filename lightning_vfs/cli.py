@@ -14,7 +14,7 @@ SUBCOMMANDS = {
     "test": "evaluate a checkpoint: loss on test classes, FID by the callback",
     "predict": "generate one image for every test set",
     "sample": "generate images of a class from a folder of a few of its images",
-    "convert": "turn a checkpoint into a folder with model.safetensors and config.json",
+    "convert": "turn a checkpoint of Lightning or of the JAX system into another",
 }
 
 HELP = f"""usage: lightning-vfs SUBCOMMAND [options]

@@ -1,24 +1,100 @@
-"""lightning-vfs convert: a checkpoint becomes a folder with model.safetensors and config.json."""
+"""lightning-vfs convert: checkpoints of Lightning, of the JAX system, and folders of weights, each to another."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
 from jsonargparse import auto_cli
 
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.interop.jax import read_jax, write_jax
+from lightning_vfs.interop.lightning_state import read_lightning, write_lightning
+from lightning_vfs.interop.training_state import TrainingState, arrays
 from lightning_vfs.modules import VFSDDPM
 
+SUFFIXES = {"pretrained": "", "ckpt": ".ckpt", "orbax": "", "safetensors": ".safetensors"}
 
-def convert(ckpt_path: str, out: str) -> None:
-    """Turn a Lightning checkpoint into a folder with model.safetensors and config.json.
 
-    The averaged weights are taken where the run averaged them. Load it with `VFSDDPM.from_pretrained(folder)` or
-    `lightning-vfs sample --pretrained folder`.
+def convert(
+    out: str | None = None,
+    ckpt_path: str | None = None,
+    from_jax: str | None = None,
+    pretrained: str | None = None,
+    to: Literal["pretrained", "ckpt", "orbax", "safetensors"] = "pretrained",
+    raw: bool = False,
+    cfg: str | None = None,
+    replica: int | None = None,
+) -> None:
+    """Turn a checkpoint into another: give one of `ckpt_path`, `from_jax` and `pretrained`.
 
     Args:
+        out: the file or folder to write; by default the source's name with the format's suffix, where you are.
         ckpt_path: a Lightning checkpoint.
-        out: the folder; made if need be.
+        from_jax: a checkpoint of the JAX system: an Orbax folder, a flat safetensors or a Flax msgpack file.
+        pretrained: a folder with model.safetensors and config.json, or a hub id.
+        to: `pretrained` (a folder with model.safetensors and config.json, for sampling), `ckpt` (a Lightning
+            checkpoint, for `fit --ckpt_path`: weights, their average, AdamW's moments and the step), `orbax` or
+            `safetensors` (for the JAX system).
+        raw: `pretrained` takes the weights as they were trained, instead of their average.
+        cfg: JSON file with the JAX system's flat configuration, for a checkpoint that holds none.
+        replica: which replica to take of a JAX run whose devices hold different weights.
     """
-    VFSDDPM.load_from_checkpoint(ckpt_path).save_pretrained(out)
-    print(f"model.safetensors and config.json: {out}")
+    given = {"--ckpt_path": ckpt_path, "--from_jax": from_jax, "--pretrained": pretrained}
+    sources = [(flag, value) for flag, value in given.items() if value is not None]
+    if len(sources) != 1:
+        got = ", ".join(flag for flag, _ in sources) or "none"
+        raise ConfigError(f"Give one of {', '.join(given)} to say what to convert; got {got}.")
+    source = Path(sources[0][1])
+    target = Path(out) if out else _beside(source, to)
+    if ckpt_path:
+        state = read_lightning(ckpt_path)
+    elif from_jax:
+        state = read_jax(from_jax, _read_json(cfg) if cfg else None, replica)
+    else:
+        model = VFSDDPM.from_pretrained(str(pretrained))
+        state = TrainingState(model.config, arrays(model.state_dict()))
+    write: dict[str, Callable[[TrainingState, Path], None]] = {
+        "pretrained": lambda state, path: state.model(not raw and state.averaged is not None).save_pretrained(path),
+        "ckpt": write_lightning,
+        "orbax": write_jax,
+        "safetensors": write_jax,
+    }
+    write[to](state, target)
+    print(f"{target}: {_description(state, to, raw)}")
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--cfg {path} cannot be read as JSON: {error}") from error
+
+
+def _beside(source: Path, to: str) -> Path:
+    """A name for what is written, where nothing is yet.
+
+    Raises:
+        ConfigError: there is something of that name.
+    """
+    target = Path(source.name.removesuffix(source.suffix) + SUFFIXES[to])
+    if target.exists():
+        raise ConfigError(f"{target} is there already: say with --out where to write.")
+    return target
+
+
+def _description(state: TrainingState, to: str, raw: bool) -> str:
+    if to == "pretrained":
+        averaged = state.averaged is not None and not raw
+        return f"model.safetensors and config.json, {'averaged' if averaged else 'raw'} weights of step {state.step}"
+    parts = ["weights"]
+    if state.averaged is not None:
+        parts.append("their average")
+    if state.moments is not None:
+        parts.append("AdamW's moments")
+    return f"{', '.join(parts)}, step {state.step}, sets of {state.config.sets.set_size}"
 
 
 def run(args: list[str]) -> None:

@@ -146,9 +146,10 @@ class VFSCLI(LightningCLI):
                     f"The checkpoint was trained with {field} {getattr(trained.sets, field)}, but the data has "
                     f"{data[field]}: set --data.{field} {getattr(trained.sets, field)}, or train a model for this data."
                 )
-        stated = self._given_model.get("config.sets.set_size", trained.sets.set_size)
+        stated = contract.with_set_size(trained, self._given_model.get("config.sets.set_size", trained.sets.set_size))
+        contract.check_same_model(trained, stated)
         return contract.agree(
-            contract.with_set_size(trained, stated),
+            stated,
             weights=contract.patch_dim_of(checkpoint["state_dict"]),
             data=data["set_size"],
             on_mismatch=config["model"]["on_set_size_mismatch"],

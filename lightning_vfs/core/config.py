@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args, get_type_hints
 from lightning_vfs.core.errors import ConfigError
 
 HeldOut = Literal["zero_slot", "drop", "none"]
-Tokenizer = Literal["stack", "per_image_mean"]
-Pool = Literal["cls", "mean", "sum", "none"]
+Tokenizer = Literal["stack", "per_image_mean", "per_slot_mean"]
+Pool = Literal["cls", "mean", "sum", "patches", "none"]
 TimeToken = Literal["none", "zero", "timestep"]
 ContextKind = Literal["deterministic", "variational"]
 Film = Literal["add", "concat"]
 Schedule = Literal["linear", "cosine"]
 Prediction = Literal["eps", "x_0", "v"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+Loss = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
 
 
 def _check_choices(config: Any) -> None:
@@ -37,6 +38,15 @@ def _check_at_least(config: Any, minimum: int, *names: str) -> None:
             raise ConfigError(
                 f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}."
             )
+
+
+def _check_mlp(config: Any) -> None:
+    """Raise ConfigError for an mlp_ratio that is not above 0, or a dropout out of [0, 1)."""
+    name = type(config).__name__
+    if config.mlp_ratio <= 0:
+        raise ConfigError(f"{name}.mlp_ratio is {config.mlp_ratio}; it must be above 0.")
+    if not 0 <= config.dropout < 1:
+        raise ConfigError(f"{name}.dropout is {config.dropout}; it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True)
@@ -88,13 +98,18 @@ class EncoderConfig:
         dim_head: width of one attention head.
         mlp_ratio: hidden width of the feed-forward layers over `dim`.
         patch_size: height and width of a patch in pixels.
-        tokenizer: `stack` (the set's images as channels of one patch) or `per_image_mean` (each image's patches
-            embedded alone, then averaged over the images given; independent of the set size).
-        pool: what becomes the context: the class token, the mean or sum of all tokens, or `none` (every token goes
-            through the head; a `film` denoiser then takes their mean).
+        tokenizer: `stack` (the set's images as channels of one patch), `per_image_mean` (each image's patches
+            embedded alone, then averaged over the images given; independent of the set size) or `per_slot_mean` (the
+            same over all slots, with zero images in those that are left).
+        pool: what becomes the context: the class token, the mean or sum of all tokens, the patch tokens alone
+            (`patches`) or every token (`none`). Of tokens, each goes through the head, and a `film` denoiser takes
+            their mean.
         time_token: `none`, `zero` (a token without a timestep, as the first JAX system had it), or `timestep` (the
             encoder sees t: in training and at every sampling step).
         dropout: probability of dropout in the encoder, 0 to below 1.
+        head_hidden_dim: hidden width of a head of two layers; 0 for a head of one.
+        projection_dim: width of the context after a projection of three layers; 0 for none.
+        projection_hidden_dim: hidden width of that projection; 0 for `projection_dim`.
         context: `deterministic`, or `variational` (Gaussian with KL to N(0, I)).
         kl_weight: weight of that KL in the loss (bits per context dimension).
 
@@ -112,25 +127,41 @@ class EncoderConfig:
     pool: Pool = "cls"
     time_token: TimeToken = "none"
     dropout: float = 0.0
+    head_hidden_dim: int = 0
+    projection_dim: int = 0
+    projection_hidden_dim: int = 0
     context: ContextKind = "deterministic"
     kl_weight: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, 1, "dim", "depth", "heads", "dim_head", "patch_size")
-        if self.mlp_ratio <= 0:
-            raise ConfigError(f"EncoderConfig.mlp_ratio is {self.mlp_ratio}; it must be above 0.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"EncoderConfig.dropout is {self.dropout}; it must be at least 0 and below 1.")
+        _check_at_least(self, 0, "head_hidden_dim", "projection_dim", "projection_hidden_dim")
+        _check_mlp(self)
+        if self.projection_hidden_dim and not self.projection_dim:
+            raise ConfigError(
+                f"EncoderConfig.projection_hidden_dim is {self.projection_hidden_dim}, but there is no projection: "
+                "set projection_dim too."
+            )
         if self.kl_weight < 0:
             raise ConfigError(f"EncoderConfig.kl_weight is {self.kl_weight}; it must be at least 0.")
-        if self.context == "variational" and self.pool == "none":
-            raise ConfigError(
-                "EncoderConfig.context is 'variational' with pool 'none': the Gaussian is over one context vector; "
-                "set pool to 'cls', 'mean' or 'sum'."
-            )
         if self.time_token == "timestep" and self.dim < 8:
             raise ConfigError(f"EncoderConfig.dim is {self.dim}; time_token `timestep` needs at least 8.")
+
+    @property
+    def output_dim(self) -> int:
+        """Width of what the encoder makes of a set."""
+        return self.projection_dim or self.dim
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the context that conditions the denoiser; a Gaussian's is `dim`."""
+        return self.dim if self.context == "variational" else self.output_dim
+
+    @property
+    def fills_slots(self) -> bool:
+        """Whether zero images are put where a set has fewer images than there are slots."""
+        return self.tokenizer != "per_image_mean"
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,9 @@ class DenoiserConfig:
         film: the projected context is added to the timestep embedding (`add`), or both are concatenated and
             projected (`concat`).
         normalize_condition: every block normalises that vector and scales it by a learned `context_scale`.
+        dropout: probability of dropout after every attention and in every feed-forward layer, 0 to below 1.
+        pad: zero pixels put on every side of the noisy image, and cut off the output; the JAX system takes 2 for
+            images of 28.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -160,6 +194,8 @@ class DenoiserConfig:
     conditioning: Literal["film"] = "film"
     film: Film = "add"
     normalize_condition: bool = False
+    dropout: float = 0.0
+    pad: int = 0
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -169,8 +205,8 @@ class DenoiserConfig:
                 f"DenoiserConfig.dim is {self.dim} with {self.heads} heads; "
                 "it must be a multiple of 4 and of the number of heads."
             )
-        if self.mlp_ratio <= 0:
-            raise ConfigError(f"DenoiserConfig.mlp_ratio is {self.mlp_ratio}; it must be above 0.")
+        _check_at_least(self, 0, "pad")
+        _check_mlp(self)
 
 
 @dataclass(frozen=True)
@@ -184,6 +220,10 @@ class DiffusionConfig:
         variance: of the reverse process: `fixed_small` (posterior variance), `fixed_large` (beta), or
             `learned_range` (the denoiser has 2c output channels, trained with the hybrid loss).
         clip_denoised: predictions of x_0 are clipped to [-1, 1] when sampling.
+        rescale_timesteps: the denoiser is given t * 1000 / T in place of t.
+        loss: `mse`, the mean squared error of the prediction, with `learned_range` plus the variational bound;
+            `rescaled_mse`, the same with T / 1000 times the bound (the hybrid loss of improved DDPM); `kl`, the bound
+            alone; `rescaled_kl`, T times it.
 
     Raises:
         ConfigError: a value is not allowed, or the schedule has a beta above 1 (with the smallest number of
@@ -195,6 +235,8 @@ class DiffusionConfig:
     prediction: Prediction = "eps"
     variance: Variance = "fixed_small"
     clip_denoised: bool = True
+    rescale_timesteps: bool = False
+    loss: Loss = "rescaled_mse"
 
     def __post_init__(self) -> None:
         from lightning_vfs.core.schedules import betas_for
@@ -218,11 +260,11 @@ class VFSConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
-        size = self.sets.image_size
-        for part in (self.encoder, self.denoiser):
+        for part, size in ((self.encoder, self.sets.image_size), (self.denoiser, self.padded_size)):
             if size % part.patch_size:
+                padded = "" if size == self.sets.image_size else f" with {self.denoiser.pad} pixels on every side"
                 raise ConfigError(
-                    f"{type(part).__name__}.patch_size is {part.patch_size}, but images are {size} x {size}: "
+                    f"{type(part).__name__}.patch_size is {part.patch_size}, but images are {size} x {size}{padded}: "
                     f"it must divide {size} ({_divisors(size)})."
                 )
 
@@ -232,6 +274,11 @@ class VFSConfig:
         from lightning_vfs.core.contract import patch_dim
 
         return patch_dim(self)
+
+    @property
+    def padded_size(self) -> int:
+        """Height and width of the images that the denoiser cuts into patches."""
+        return self.sets.image_size + 2 * self.denoiser.pad
 
     @property
     def out_channels(self) -> int:

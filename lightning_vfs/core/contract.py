@@ -25,7 +25,7 @@ class StaleSetSizeWarning(UserWarning):
 
 
 def patch_dim(config: VFSConfig) -> int:
-    """Width of SPT's LayerNorm: patch_size**2 * slots * channels (slots is 1 for `per_image_mean`)."""
+    """Width of SPT's LayerNorm: patch_size**2 * slots * channels (slots is 1 but for `stack`)."""
     slots = config.sets.slots if config.encoder.tokenizer == "stack" else 1
     return config.encoder.patch_size**2 * slots * config.sets.channels
 
@@ -33,20 +33,22 @@ def patch_dim(config: VFSConfig) -> int:
 def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
     """Set size that weights of this patch_dim were made for; None when they do not depend on it (`per_image_mean`).
 
+    Weights of `per_slot_mean` do not say it: the configuration that they came with does.
+
     Raises:
         CheckpointError: `found` is no patch_dim of this patch size and number of channels.
     """
     sets, encoder = config.sets, config.encoder
     per_slot = encoder.patch_size**2 * sets.channels
     pixels = f"{encoder.patch_size}\u00b2\u00b7{sets.channels}"
-    if encoder.tokenizer == "per_image_mean":
+    if encoder.tokenizer != "stack":
         if found != per_slot:
             raise CheckpointError(
-                f"The weights have a patch_dim of {found}, but tokenizer `per_image_mean` with patches of "
+                f"The weights have a patch_dim of {found}, but tokenizer `{encoder.tokenizer}` with patches of "
                 f"{encoder.patch_size} and {sets.channels} channels needs {pixels} = {per_slot}: "
                 f"{_which_differs(found, config)}"
             )
-        return None
+        return sets.set_size if encoder.fills_slots else None
     slots, rest = divmod(found, per_slot)
     set_size = slots + (sets.held_out == "drop")
     if rest or set_size < 2:
@@ -115,21 +117,24 @@ def agree(
     return with_set_size(config, held)
 
 
-FREE = ("encoder.dropout", "encoder.kl_weight", "diffusion.clip_denoised")
+FREE = ("encoder.dropout", "encoder.kl_weight", "denoiser.dropout", "diffusion.clip_denoised", "diffusion.loss")
 """Parts of a configuration that may differ from what weights were trained with; the rest belongs to the weights."""
 
 
 def check_same_model(trained: VFSConfig, config: VFSConfig) -> None:
-    """Refuse weights of another model by the names of what differs; the set size is left to `agree`.
+    """Refuse weights of another model by the names of what differs.
+
+    The set size is left to `agree`, but with `per_slot_mean`, whose weights do not say it.
 
     Raises:
         CheckpointError: patch size, channels, tokenizer, held_out or any other part of the model differs.
     """
     ours = _flat(config)
+    left_to_agree = () if config.encoder.tokenizer == "per_slot_mean" else ("sets.set_size",)
     different = [
         f"{name} is {ours[name]!r} here, but the checkpoint was trained with {value!r}"
         for name, value in _flat(trained).items()
-        if value != ours[name] and name != "sets.set_size" and name not in FREE
+        if value != ours[name] and name not in (*left_to_agree, *FREE)
     ]
     if different:
         raise CheckpointError(
@@ -150,6 +155,8 @@ def with_set_size(config: VFSConfig, set_size: int) -> VFSConfig:
 def _formula(config: VFSConfig, set_size: int) -> str:
     slots = replace(config.sets, set_size=set_size).slots
     patch, channels = config.encoder.patch_size, config.sets.channels
+    if config.encoder.tokenizer != "stack":
+        return f"{slots} slots"
     left_out = "" if slots == set_size else f", {slots} slots"
     return f"{patch**2 * slots * channels} = {patch}\u00b2\u00b7{slots}\u00b7{channels}{left_out}"
 
@@ -185,8 +192,7 @@ def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: O
             f"The model takes images of shape ({sets.channels}, {sets.image_size}, {sets.image_size}); the batch has "
             f"{tuple(image)}. Set --data.channels and --data.image_size to the model's, or train a model for this data."
         )
-    stacked = config.encoder.tokenizer == "stack"
-    if stacked and n != sets.set_size and on_mismatch == "error":
+    if config.encoder.fills_slots and n != sets.set_size and on_mismatch == "error":
         raise SetSizeMismatchError(_mismatch(config, sets.set_size, n))
     if n < 2 and sets.held_out != "none":
         raise SetSizeMismatchError(f"A set needs at least 2 images to hold one out; the batch has sets of {n}.")
@@ -206,7 +212,7 @@ def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
             f"with k from 1 to {sets.shots}; got {tuple(shape)}."
         )
     k = shape[1]
-    if k < 1 or (config.encoder.tokenizer == "stack" and k > sets.shots):
+    if k < 1 or (config.encoder.fills_slots and k > sets.shots):
         raise SetSizeMismatchError(
             f"The support has {k} images; this model takes 1 to {sets.shots} (sets of {sets.set_size}, held_out "
             f"{sets.held_out}). Give it at most {sets.shots}."

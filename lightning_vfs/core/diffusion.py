@@ -107,8 +107,8 @@ class GaussianDiffusion:
             return x_0
         return self._take("sqrt_alpha_bar", t, x_0) * noise - self._take("sqrt_one_minus_alpha_bar", t, x_0) * x_0
 
-    def predict_xstart(self, prediction: Any, x_t: Any, t: Any) -> Any:
-        """x_0 from the denoiser's prediction, clipped to [-1, 1] if the configuration says so."""
+    def predict_xstart(self, prediction: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
+        """x_0 from the denoiser's prediction, clipped to [-1, 1] if `clip` (by default the configuration) says so."""
         if self.config.prediction == "eps":
             inverse_signal, ratio = self._take("inverse_sqrt_alpha_bar", t, x_t), self._take("noise_to_signal", t, x_t)
             x_0 = inverse_signal * x_t - ratio * prediction
@@ -117,7 +117,8 @@ class GaussianDiffusion:
         else:
             signal, sigma = self._take("sqrt_alpha_bar", t, x_t), self._take("sqrt_one_minus_alpha_bar", t, x_t)
             x_0 = signal * x_t - sigma * prediction
-        return array_namespace(x_0).clip(x_0, -1.0, 1.0) if self.config.clip_denoised else x_0
+        clip = self.config.clip_denoised if clip is None else clip
+        return array_namespace(x_0).clip(x_0, -1.0, 1.0) if clip else x_0
 
     def _split(self, model_output: Any, x_t: Any) -> tuple[Any, Any | None]:
         """Prediction and, where it is learned, the variance fraction in [-1, 1]."""
@@ -132,7 +133,7 @@ class GaussianDiffusion:
 
     # -- reverse process ------------------------------------------------------------------------------------------
 
-    def p_mean_variance(self, model_output: Any, x_t: Any, t: Any) -> MeanVariance:
+    def p_mean_variance(self, model_output: Any, x_t: Any, t: Any, clip: bool | None = None) -> MeanVariance:
         """Mean, log-variance and predicted x_0 of p(x_{t-1} | x_t).
 
         Args:
@@ -140,12 +141,13 @@ class GaussianDiffusion:
                 log-variance between the posterior's and beta's (Nichol and Dhariwal 2021, eq. 15).
             x_t: (b, c, h, w).
             t: int (b,).
+            clip: whether the predicted x_0 is clipped to [-1, 1]; by default what the configuration says.
 
         Raises:
             ValueError: the number of channels does not fit the variance.
         """
         prediction, fraction = self._split(model_output, x_t)
-        pred_xstart = self.predict_xstart(prediction, x_t, t)
+        pred_xstart = self.predict_xstart(prediction, x_t, t, clip)
         mean, log_variance = self.q_posterior(pred_xstart, x_t, t)
         if fraction is not None:
             weight = (fraction + 1) / 2
@@ -188,14 +190,15 @@ class GaussianDiffusion:
 
     # -- losses ---------------------------------------------------------------------------------------------------
 
-    def variational_bound(self, model_output: Any, x_0: Any, x_t: Any, t: Any) -> Any:
+    def variational_bound(self, model_output: Any, x_0: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
         """One term of the variational bound, in bits per dimension (Ho et al. 2020, eq. 5): (b,).
 
-        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the likelihood of the 8-bit image.
+        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the likelihood of the 8-bit image. `clip` as in
+        `p_mean_variance`.
         """
         xp = array_namespace(x_0)
         true_mean, true_log_variance = self.q_posterior(x_0, x_t, t)
-        step = self.p_mean_variance(model_output, x_t, t)
+        step = self.p_mean_variance(model_output, x_t, t, clip)
         kl = mean_flat(gaussian_kl(true_mean, true_log_variance, step.mean, step.log_variance))
         decoder_nll = -mean_flat(discretized_gaussian_log_likelihood(x_0, step.mean, 0.5 * step.log_variance))
         return xp.where(t == 0, decoder_nll, kl) / math.log(2)
@@ -203,18 +206,24 @@ class GaussianDiffusion:
     def training_losses(
         self, model_output: Any, x_0: Any, x_t: Any, t: Any, noise: Any, stop_gradient: Callable[[Any], Any]
     ) -> Any:
-        """Loss of every image: (b,).
+        """Loss of every image: (b,), of the kind that the configuration names.
 
-        The mean squared error of the prediction; with `learned_range` the hybrid loss, which adds T / 1000 times the
-        variational bound with no gradient through the mean (Nichol and Dhariwal 2021, eq. 16).
+        The mean squared error of the prediction; with `learned_range` plus the variational bound with no gradient
+        through the mean, by T / 1000 in `rescaled_mse` (Nichol and Dhariwal 2021, eq. 16). Or the bound alone, by T in
+        `rescaled_kl`. Nothing is clipped here: that would stop gradients.
 
         Args:
             stop_gradient: `torch.Tensor.detach` or `jax.lax.stop_gradient`.
         """
+        kind = self.config.loss
+        if kind in ("kl", "rescaled_kl"):
+            bound = self.variational_bound(model_output, x_0, x_t, t, clip=False)
+            return bound * (self.num_steps if kind == "rescaled_kl" else 1)
         prediction, fraction = self._split(model_output, x_t)
         loss = mean_flat((self.target(x_0, t, noise) - prediction) ** 2)
         if fraction is None:
             return loss
         xp = array_namespace(x_0)
         frozen_mean = xp.concat([stop_gradient(prediction), fraction], axis=1)
-        return loss + self.num_steps / 1000 * self.variational_bound(frozen_mean, x_0, x_t, t)
+        bound = self.variational_bound(frozen_mean, x_0, x_t, t, clip=False)
+        return loss + bound * (self.num_steps / 1000 if kind == "rescaled_mse" else 1)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.modules.layers import initialize_linear
 
 
 class GaussianContext(nn.Module):
-    """Posterior over the context, given the encoder's: (b, dim) -> mean and log-variance, (b, dim) each."""
+    """Posterior over the context, given the encoder's: (b, d) -> mean and log-variance, (b, dim) each."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, config: VFSConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim)
+        dim = config.encoder.context_dim
+        self.fc1 = nn.Linear(config.encoder.output_dim, dim)
         self.act = nn.SiLU()
         self.fc2 = nn.Linear(dim, 2 * dim)
         initialize_linear(self)

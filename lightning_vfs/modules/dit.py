@@ -43,12 +43,13 @@ class Attention(nn.Module):
 class DiTBlock(nn.Module):
     """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim)."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, normalize_condition: bool) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, normalize_condition: bool, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
-        self.mlp = FeedForward(dim, int(dim * mlp_ratio))
+        self.mlp = FeedForward(dim, int(dim * mlp_ratio), dropout)
+        self.drop = nn.Dropout(dropout)
         self.modulation = nn.Linear(dim, 6 * dim)
         self.context_scale = nn.Parameter(torch.ones(dim)) if normalize_condition else None
 
@@ -56,7 +57,7 @@ class DiTBlock(nn.Module):
         if self.context_scale is not None:
             condition = F.layer_norm(condition, condition.shape[-1:], eps=LAYER_NORM_EPS) * self.context_scale
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + self.drop(gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1)))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -75,10 +76,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Denoiser: x_t (b, c, h, w), t int (b,), context (b, d) or (b, tokens, d) -> (b, c or 2c, h, w).
-
-    `film` conditioning takes one context vector per image; of context tokens it takes the mean.
-    """
+    """Denoiser: x_t (b, c, h, w), t int (b,), context (b, d) -> (b, c or 2c, h, w)."""
 
     def __init__(self, config: VFSConfig) -> None:
         super().__init__()
@@ -86,12 +84,14 @@ class DiT(nn.Module):
         self.config = dit
         self.out_channels = config.out_channels
         self.patch_embed = nn.Conv2d(sets.channels, dit.dim, dit.patch_size, stride=dit.patch_size)
-        positions = torch.from_numpy(sincos_positions(dit.dim, sets.image_size // dit.patch_size))
+        positions = torch.from_numpy(sincos_positions(dit.dim, config.padded_size // dit.patch_size))
         self.register_buffer("pos_embed", positions[None])
         self.time_embed = TimestepMLP(TIMESTEP_FEATURES, dit.dim)
-        self.context_proj = nn.Linear(config.encoder.dim + (dit.dim if dit.film == "concat" else 0), dit.dim)
+        self.timestep_scale = 1000 / config.diffusion.timesteps if config.diffusion.rescale_timesteps else 1
+        in_dim = config.encoder.context_dim + (dit.dim if dit.film == "concat" else 0)
+        self.context_proj = nn.Linear(in_dim, dit.dim)
         self.blocks = nn.ModuleList(
-            DiTBlock(dit.dim, dit.heads, dit.mlp_ratio, dit.normalize_condition) for _ in range(dit.depth)
+            DiTBlock(dit.dim, dit.heads, dit.mlp_ratio, dit.normalize_condition, dit.dropout) for _ in range(dit.depth)
         )
         self.final = FinalLayer(dit.dim, dit.patch_size**2 * self.out_channels)
         self._initialize()
@@ -108,16 +108,17 @@ class DiT(nn.Module):
                 initialize_zero(module.modulation)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        x = rearrange(self.patch_embed(x_t), "b d h w -> b (h w) d") + self.pos_embed
+        pad = self.config.pad
+        padded = F.pad(x_t, [pad] * 4) if pad else x_t
+        x = rearrange(self.patch_embed(padded), "b d h w -> b (h w) d") + self.pos_embed
         condition = self._condition(t, context)
         for block in self.blocks:
             x = block(x, condition)
-        return unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
+        image = unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
+        return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad]
 
     def _condition(self, t: Tensor, context: Tensor) -> Tensor:
-        time = self.time_embed(timestep_embedding(t, TIMESTEP_FEATURES, torch.float32))
-        if context.ndim == 3:
-            context = context.mean(dim=1)
+        time = self.time_embed(timestep_embedding(t * self.timestep_scale, TIMESTEP_FEATURES, torch.float32))
         if self.config.film == "add":
             return time + self.context_proj(context)
         return self.context_proj(torch.cat([time, context.to(time.dtype)], dim=-1))

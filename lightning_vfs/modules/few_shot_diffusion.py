@@ -36,7 +36,7 @@ class FewShotDiffusion(nn.Module):
         self.config = config
         self.encoder = SetEncoder(config)
         self.denoiser = DiT(config)
-        self.posterior = GaussianContext(config.encoder.dim) if config.encoder.context == "variational" else None
+        self.posterior = GaussianContext(config) if config.encoder.context == "variational" else None
         self.diffusion = GaussianDiffusion(config.diffusion)
 
     def context(self, x_set: Tensor, t: Tensor | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class FewShotDiffusion(nn.Module):
             t: int (b,), the timestep of every set; for encoders that see it.
 
         Returns:
-            (b*n, d), or (b*n, tokens, d) with pool `none`. With a variational context, what its posterior is made of.
+            (b*n, d). With a variational context, what its posterior is made of.
         """
         n = x_set.shape[1]
         if self.config.sets.held_out == "none":
@@ -57,8 +57,7 @@ class FewShotDiffusion(nn.Module):
 
     def _fill_slots(self, x_set: Tensor) -> Tensor:
         """Zero images in the slots that are left: (b, k, c, h, w) -> (b, s, c, h, w)."""
-        stacked = self.config.encoder.tokenizer == "stack"
-        return complete(x_set, self.config.sets.slots) if stacked else x_set
+        return complete(x_set, self.config.sets.slots) if self.config.encoder.fills_slots else x_set
 
     def loss(self, x_set: Tensor, t: Tensor, noise: Tensor, latent_noise: Tensor | None = None) -> Tensor:
         """Training loss of a batch, a scalar.
@@ -93,7 +92,7 @@ class FewShotDiffusion(nn.Module):
             t: int (b,), for encoders that see the timestep.
 
         Returns:
-            (b, d), or (b, tokens, d) with pool `none`. With a variational context, its posterior's mean.
+            (b, d). With a variational context, its posterior's mean.
 
         Raises:
             SetSizeMismatchError: the support is empty or larger than the model takes.

@@ -9,17 +9,33 @@ LAYER_NORM_EPS = 1e-6
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU (tanh form) between: (..., dim) -> (..., dim)."""
+    """Two linear layers with GELU (tanh form) and dropout between: (..., dim) -> (..., dim)."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU(approximate="tanh")
+        self.drop = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class Projection(nn.Module):
+    """Three linear layers with GELU (tanh form) and dropout between: (..., in_dim) -> (..., dim)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, hidden_dim)
+        self.fc3 = nn.Linear(hidden_dim, dim)
+        self.act = nn.GELU(approximate="tanh")
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        x = self.drop(self.act(self.fc1(x)))
+        return self.fc3(self.drop(self.act(self.fc2(x))))
 
 
 class TimestepMLP(nn.Module):

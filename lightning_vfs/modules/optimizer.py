@@ -79,6 +79,17 @@ def build_adamw(module: nn.Module, config: OptimizerConfig, fused: bool) -> torc
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
+def apply_settings(
+    optimizer: torch.optim.AdamW, scheduler: torch.optim.lr_scheduler.LambdaLR, config: OptimizerConfig
+) -> None:
+    """Give an optimizer of `build_adamw` and its schedule these settings; moments and steps stay as they are."""
+    for group, weight_decay in zip(optimizer.param_groups, (config.weight_decay, 0.0), strict=True):
+        group |= {"initial_lr": config.learning_rate, "betas": config.betas, "weight_decay": weight_decay}
+    scheduler.base_lrs = [config.learning_rate for _ in optimizer.param_groups]
+    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["lr"] = config.learning_rate * factor(scheduler.last_epoch)
+
+
 def warmup_cosine(step: int, warmup_steps: int, decay_steps: int) -> float:
     """Factor of the learning rate at a step: linear from 0 to 1, then half a cosine to 0."""
     if step < warmup_steps:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.config import EncoderConfig, VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
-from lightning_vfs.modules.layers import LAYER_NORM_EPS, FeedForward, TimestepMLP, initialize_linear
+from lightning_vfs.modules.layers import LAYER_NORM_EPS, FeedForward, Projection, TimestepMLP, initialize_linear
 from lightning_vfs.modules.spt import SPT
 
 
@@ -54,17 +54,18 @@ class EncoderLayer(nn.Module):
         self.attn = LSA(dim, heads, dim_head, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = FeedForward(dim, int(dim * mlp_ratio), dropout)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return x + self.drop(self.mlp(self.norm2(x)))
 
 
 class SetEncoder(nn.Module):
     """Context of a set: SPT tokens behind a class token and an optional time token, LSA transformer, pooling, head.
 
-    Shapes: x_set (b, s, c, h, w) in [-1, 1], t int (b,) or None -> (b, dim); with pool `none` (b, tokens, dim).
-    With the tokenizer `stack`, s is `config.sets.slots`; with `per_image_mean` any number.
+    Shapes: x_set (b, s, c, h, w) in [-1, 1], t int (b,) or None -> (b, d), d = `config.encoder.output_dim`.
+    s is `config.sets.slots`; with the tokenizer `per_image_mean` any number.
     """
 
     def __init__(self, config: VFSConfig) -> None:
@@ -85,10 +86,22 @@ class SetEncoder(nn.Module):
             for _ in range(encoder.depth)
         )
         self.head_norm = nn.LayerNorm(encoder.dim, eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(encoder.dim, encoder.dim)
+        self.head = self._head(encoder)
+        self.projection = self._projection(encoder)
         initialize_linear(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embedding, std=0.02)
+
+    def _head(self, encoder: EncoderConfig) -> nn.Module:
+        if encoder.head_hidden_dim:
+            return FeedForward(encoder.dim, encoder.head_hidden_dim, encoder.dropout)
+        return nn.Linear(encoder.dim, encoder.dim)
+
+    def _projection(self, encoder: EncoderConfig) -> nn.Module:
+        hidden_dim = encoder.projection_hidden_dim or encoder.projection_dim
+        if encoder.projection_dim:
+            return Projection(encoder.dim, hidden_dim, encoder.projection_dim, encoder.dropout)
+        return nn.Identity()
 
     def forward(self, x_set: Tensor, t: Tensor | None = None) -> Tensor:
         patches = self._patch_tokens(x_set)
@@ -100,7 +113,11 @@ class SetEncoder(nn.Module):
         x = self.dropout(x + self.pos_embedding)
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.head_norm(self._pool(x)))
+        out = self.head(self.head_norm(self._pool(x)))
+        if self.config.head_hidden_dim:
+            out = self.dropout(out)
+        # Of tokens, `film` conditioning takes the mean.
+        return self.projection(out.mean(dim=1) if out.ndim == 3 else out)
 
     def _patch_tokens(self, x_set: Tensor) -> Tensor:
         if self.config.tokenizer == "stack":
@@ -127,5 +144,7 @@ class SetEncoder(nn.Module):
                 return x.mean(dim=1)
             case "sum":
                 return x.sum(dim=1)
+            case "patches":
+                return x[:, 1 if self.config.time_token == "none" else 2 :]
             case _:
                 return x

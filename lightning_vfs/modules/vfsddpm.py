@@ -14,6 +14,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
@@ -24,7 +26,7 @@ from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, check_contents
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import LATENT, NOISE, TIMESTEP, indexed_normal, indexed_uniform
-from lightning_vfs.modules.optimizer import OptimizerConfig, build_adamw, warmup_cosine
+from lightning_vfs.modules.optimizer import OptimizerConfig, apply_settings, build_adamw, warmup_cosine
 from lightning_vfs.modules.spt import SPT
 
 
@@ -229,7 +231,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         x_set = _images_of(batch)
         contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
         sets = self.config.sets
-        if self.config.encoder.tokenizer == "stack" and x_set.shape[1] > sets.set_size:
+        if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:
             x_set = subsample(x_set, sets.set_size, global_seed())
         if isinstance(batch, dict) and "index" in batch:
             return x_set, batch["index"]
@@ -251,8 +253,14 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         fused = self.trainer.precision != "16-mixed"
         optimizer = build_adamw(self, config, fused)
         factor = functools.partial(warmup_cosine, warmup_steps=config.warmup_steps, decay_steps=int(decay_steps))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """After a checkpoint is restored: the optimizer goes on with this model's settings, not the checkpoint's."""
+        if type(self).configure_optimizers is VFSDDPM.configure_optimizers:
+            optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+            apply_settings(cast(AdamW, optimizer), cast(LambdaLR, scheduler), self.optimizer_config)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

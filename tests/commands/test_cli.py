@@ -132,6 +132,9 @@ def test_other_flags_beside_a_checkpoint_are_obeyed(trained, config_file: Path) 
     assert resumed["global_step"] == 4
     assert resumed["hyper_parameters"]["optimizer"]["learning_rate"] == 0.5
     assert resumed["hyper_parameters"]["config"]["encoder"]["dropout"] == 0.25
+    # What the optimizer steps with: the last of 4 steps of a warm-up over 100.
+    assert [group["initial_lr"] for group in resumed["optimizer_states"][0]["param_groups"]] == [0.5, 0.5]
+    assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.5 * 5 / 100)
 
 
 def test_a_missing_checkpoint_names_those_that_are_there(trained, config_file: Path, capsys) -> None:

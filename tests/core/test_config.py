@@ -20,9 +20,12 @@ def test_slots_and_shots_of_a_set_of_six(held_out: str, slots: int, shots: int) 
         (SetConfig, {"set_size": 2.5}, ["SetConfig.set_size", "2.5"]),
         (SetConfig, {"channels": 4}, ["SetConfig.channels", "4", "1 (grey) or 3 (RGB)"]),
         (SetConfig, {"held_out": "zero"}, ["SetConfig.held_out", "'zero'", "'zero_slot', 'drop', 'none'"]),
-        (EncoderConfig, {"pool": "max"}, ["EncoderConfig.pool", "'max'", "'cls', 'mean', 'sum', 'none'"]),
+        (EncoderConfig, {"pool": "max"}, ["EncoderConfig.pool", "'max'", "'cls', 'mean', 'sum', 'patches', 'none'"]),
         (EncoderConfig, {"dropout": 1.0}, ["EncoderConfig.dropout", "1.0", "below 1"]),
-        (EncoderConfig, {"context": "variational", "pool": "none"}, ["'variational' with pool 'none'", "set pool"]),
+        (EncoderConfig, {"projection_hidden_dim": 8}, ["EncoderConfig.projection_hidden_dim", "8", "projection_dim"]),
+        (DenoiserConfig, {"dropout": -0.1}, ["DenoiserConfig.dropout", "-0.1", "at least 0"]),
+        (DenoiserConfig, {"pad": -1}, ["DenoiserConfig.pad", "-1", "at least 0"]),
+        (DiffusionConfig, {"loss": "l1"}, ["DiffusionConfig.loss", "'mse', 'rescaled_mse', 'kl', 'rescaled_kl'"]),
         (DenoiserConfig, {"dim": 100, "heads": 3}, ["DenoiserConfig.dim", "100", "3 heads"]),
         (DiffusionConfig, {"prediction": "epsilon"}, ["DiffusionConfig.prediction", "'eps', 'x_0', 'v'"]),
         (DiffusionConfig, {"timesteps": 0}, ["DiffusionConfig.timesteps", "0", "at least 1"]),
@@ -39,6 +42,10 @@ def test_a_patch_size_must_divide_the_image() -> None:
         VFSConfig(SetConfig(image_size=16), EncoderConfig(patch_size=5))
     with pytest.raises(ConfigError, match=r"DenoiserConfig.patch_size is 3"):
         VFSConfig(SetConfig(image_size=16), denoiser=DenoiserConfig(patch_size=3))
+    padded = DenoiserConfig(patch_size=8, pad=2)
+    assert VFSConfig(SetConfig(image_size=28), denoiser=padded).padded_size == 32
+    with pytest.raises(ConfigError, match=r"are 32 x 32 with 2 pixels on every side: it must divide 32"):
+        VFSConfig(SetConfig(image_size=28), denoiser=DenoiserConfig(patch_size=7, pad=2))
 
 
 def test_plain_values_make_the_same_configuration_again() -> None:

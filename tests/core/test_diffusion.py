@@ -137,20 +137,31 @@ def test_ddim_needs_noise_for_eta_and_a_known_sampler() -> None:
         sample(lambda x, t: x, NOISE, diffusion_of(), "ddpm")
 
 
-def test_hybrid_loss_is_mse_plus_the_variational_bound_without_gradient_to_the_mean() -> None:
+def test_losses_are_the_squared_error_and_the_variational_bound_without_gradient_to_the_mean() -> None:
     torch = pytest.importorskip("torch")
-    diffusion = diffusion_of(variance="learned_range")
     x_0, t, noise = torch.as_tensor(X_0), torch.as_tensor(T), torch.as_tensor(NOISE)
-    x_t = diffusion.q_sample(x_0, t, noise)
     output = torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    losses = diffusion.training_losses(output, x_0, x_t, t, noise, torch.Tensor.detach)
     mse = ((noise - output[:, :2]) ** 2).mean(dim=(1, 2, 3))
-    bound = diffusion.variational_bound(output, x_0, x_t, t)
-    torch.testing.assert_close(losses, mse + 50 / 1000 * bound)
-    (of_hybrid,) = torch.autograd.grad(losses.sum(), output, retain_graph=True)
-    (of_mse,) = torch.autograd.grad(mse.sum(), output)
-    torch.testing.assert_close(of_hybrid[:, :2], of_mse[:, :2])
-    assert of_hybrid[:, 2:].abs().max() > 0 and of_mse[:, 2:].abs().max() == 0
+    (of_mse,) = torch.autograd.grad(mse.sum(), output, retain_graph=True)
+    for loss, squared, weight in (("rescaled_mse", 1, 50 / 1000), ("mse", 1, 1), ("kl", 0, 1), ("rescaled_kl", 0, 50)):
+        diffusion = diffusion_of(variance="learned_range", loss=loss)
+        x_t = diffusion.q_sample(x_0, t, noise)
+        losses = diffusion.training_losses(output, x_0, x_t, t, noise, torch.Tensor.detach)
+        bound = diffusion.variational_bound(output, x_0, x_t, t, clip=False)
+        torch.testing.assert_close(losses, squared * mse + weight * bound)
+        (gradient,) = torch.autograd.grad(losses.sum(), output, retain_graph=True)
+        assert gradient[:, 2:].abs().max() > 0
+        if squared:
+            torch.testing.assert_close(gradient[:, :2], of_mse[:, :2])
+
+
+def test_clipping_is_asked_for_or_left_to_the_configuration() -> None:
+    far, t = np.full_like(X_0, 5.0), T
+    for configured in (True, False):
+        diffusion = diffusion_of(prediction="x_0", clip_denoised=configured)
+        assert diffusion.predict_xstart(far, NOISE, t).max() == (1 if configured else 5)
+        assert diffusion.p_mean_variance(far, NOISE, t, clip=True).pred_xstart.max() == 1
+        assert diffusion.p_mean_variance(far, NOISE, t, clip=False).pred_xstart.max() == 5
 
 
 def test_variational_bound_is_the_kl_of_the_two_posteriors() -> None:

@@ -18,6 +18,7 @@ ALLOWED = {
     "metrics": {"core", "metrics", "data"},
     "interop": {"core", "interop", "modules"},
     "modules": {"core", "modules", "interop"},
+    "flax": {"core", "flax", "interop", "modules"},
     "callbacks": {"core", "modules", "data", "metrics", "callbacks"},
 }
 

@@ -1,0 +1,128 @@
+"""Training states as Lightning checkpoints, from which `fit --ckpt_path` goes on."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_vfs.interop.training_state import Moments, TrainingState, arrays, tensors
+from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.modules.optimizer import build_adamw, warmup_cosine
+
+
+def write_lightning(state: TrainingState, path: str | Path) -> None:
+    """Write a checkpoint as a run would that has got this far: weights, their average, AdamW's moments, the step.
+
+    The optimizer's settings are VFSDDPM's defaults, which flags of `fit` replace.
+    """
+    model = VFSDDPM(state.config)
+    model.load_state_dict(tensors(state.weights))
+    trainer = _quiet_trainer([_averaging(model, state)] if state.averaged is not None else [])
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    trainer.strategy.connect(model)
+    model.trainer = trainer
+    optimizer = _optimizer(model, state)
+    trainer.strategy.optimizers = [optimizer]
+    trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(_scheduler(model, optimizer, state.step))]
+    epoch_loop = trainer.fit_loop.epoch_loop
+    # A checkpoint that is written within a step does not count it here yet; Lightning adds it when it goes on.
+    epoch_loop._batches_that_stepped = max(0, state.step - 1)
+    progress = epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    progress.ready = progress.completed = state.step
+    trainer.save_checkpoint(path, weights_only=False)
+
+
+def _quiet_trainer(callbacks: list[Callback]) -> pl.Trainer:
+    """A trainer that writes checkpoints, and does not tell of the machine as if it were to train."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        return pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+            max_epochs=-1,
+        )
+    finally:
+        log.setLevel(level)
+
+
+def _averaging(model: VFSDDPM, state: TrainingState) -> EMAWeightAveraging:
+    callback = EMAWeightAveraging()
+    callback._average_model = AveragedModel(model)
+    callback._average_model.module.load_state_dict(tensors(state.averaged or {}))
+    callback._average_model.n_averaged += max(1, state.step)
+    callback._latest_update_step = state.step
+    return callback
+
+
+def _optimizer(model: VFSDDPM, state: TrainingState) -> torch.optim.AdamW:
+    optimizer = build_adamw(model, model.optimizer_config, fused=True)
+    if state.moments is not None:
+        first, second = tensors(state.moments.first), tensors(state.moments.second)
+        for name, parameter in model.named_parameters():
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": first[name],
+                "exp_avg_sq": second[name],
+            }
+    return optimizer
+
+
+def _scheduler(model: VFSDDPM, optimizer: torch.optim.AdamW, step: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule that has come to a step; its rates are made when the run goes on, which knows where it ends."""
+    factor = functools.partial(warmup_cosine, warmup_steps=0, decay_steps=1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    return scheduler
+
+
+def read_lightning(path: str | Path) -> TrainingState:
+    """Training state of a Lightning checkpoint of a VFSDDPM.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another model.
+    """
+    checkpoint = read_checkpoint(path)
+    config = VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"])
+    averaged = "current_model_state" in checkpoint
+    return TrainingState(
+        config,
+        arrays(checkpoint["current_model_state" if averaged else "state_dict"]),
+        arrays(checkpoint["state_dict"]) if averaged else None,
+        _moments(VFSDDPM(config), checkpoint),
+        checkpoint.get("global_step", 0),
+    )
+
+
+def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:
+    """AdamW's moments by name, zero for buffers; None where the optimizer has taken no step."""
+    states = checkpoint.get("optimizer_states") or [{"state": {}}]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_adamw(model, model.optimizer_config, fused=False).param_groups
+    ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    of_parameter: dict[int, dict[str, Tensor]] = states[0]["state"]
+    if set(of_parameter) != set(range(len(ordered))):
+        return None
+    zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    moments = [
+        arrays(zeros | {name: of_parameter[i][moment] for i, name in enumerate(ordered)})
+        for moment in ("exp_avg", "exp_avg_sq")
+    ]
+    return Moments(*moments)

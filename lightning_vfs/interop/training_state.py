@@ -1,0 +1,71 @@
+"""What a training run has reached, free of any file format: what checkpoints of different systems have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.errors import CheckpointError
+from lightning_vfs.modules import VFSDDPM
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Moments(NamedTuple):
+    """AdamW's running averages of the gradient and of its square, by parameter."""
+
+    first: Arrays
+    second: Arrays
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Weights of a run by the names of our state_dict, and what is needed to go on from there.
+
+    Args:
+        config: the model's configuration.
+        weights: the weights as the optimizer has them.
+        averaged: their moving average, if there is one.
+        moments: AdamW's, if they are known.
+        step: optimizer steps taken.
+    """
+
+    config: VFSConfig
+    weights: Arrays
+    averaged: Arrays | None = None
+    moments: Moments | None = None
+    step: int = 0
+
+    def model(self, averaged: bool = False) -> VFSDDPM:
+        """The model in eval mode, with its averaged weights or the raw ones.
+
+        Raises:
+            CheckpointError: averaged weights are asked for, and there are none.
+        """
+        if averaged and self.averaged is None:
+            raise CheckpointError("There are no averaged weights (`ema_params`) in the checkpoint: take the raw ones.")
+        model = VFSDDPM(self.config)
+        model.load_state_dict(tensors(self.averaged if averaged else self.weights))  # type: ignore[arg-type]
+        return model.eval()
+
+
+def tensors(values: Arrays) -> dict[str, Tensor]:
+    """Tensors of arrays, by name."""
+    return {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+def arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Float32 arrays of tensors, by name."""
+    return {name: value.detach().float().cpu().numpy() for name, value in values.items()}
+
+
+def shapes_of(config: VFSConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's state_dict, without its memory."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in VFSDDPM(config).state_dict().items()}
