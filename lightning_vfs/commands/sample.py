@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
@@ -27,6 +28,7 @@ def sample(
     eta: float = 0.0,
     seed: int = 0,
     device: str = "auto",
+    framework: Literal["torch", "jax"] = "torch",
 ) -> None:
     """Generate images of the class that a folder of images shows.
 
@@ -42,24 +44,43 @@ def sample(
         sampler: ddim or ddpm.
         eta: of DDIM, 0 (deterministic) to 1.
         seed: seed of the noise.
-        device: auto, cpu, cuda, cuda:1, ...
+        device: auto, cpu, cuda, cuda:1, ...; of torch alone, JAX takes all devices that it finds.
+        framework: torch or jax; the images are the same, to rounding.
     """
     if (ckpt_path is None) == (pretrained is None):
         raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say which model generates.")
     if num_images < 1:
         raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if framework == "jax" and device != "auto":
+        raise ConfigError(f"--device {device} is torch's; JAX takes all devices that it finds (JAX_PLATFORMS chooses).")
     model = VFSDDPM.load_from_checkpoint(ckpt_path) if ckpt_path else VFSDDPM.from_pretrained(str(pretrained))
-    model = model.to(device).eval()
     sets = model.config.sets
     images = load_support(support, sets.image_size, sets.channels)
-    generated = model.sample(images, num_images, steps, sampler, seed, eta).cpu()
+    draw = _with_jax if framework == "jax" else _with_torch
+    how = {"num_images": num_images, "steps": steps, "sampler": sampler, "seed": seed, "eta": eta}
+    generated = draw(model, device, images, how)
     folder = Path(out)
     for i, image in enumerate(to_uint8(generated)):
         save_png(image, folder / f"{i:04d}.png")
     save_png(_picture(images, generated), folder / "grid.png")
     print(f"{num_images} images and grid.png of {len(images)} support images: {folder}")
+
+
+def _with_torch(model: VFSDDPM, device: str, images: Tensor, how: dict[str, Any]) -> Tensor:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval().sample(images, **how).cpu()
+
+
+def _with_jax(model: VFSDDPM, device: str, images: Tensor, how: dict[str, Any]) -> Tensor:
+    try:
+        import jax
+
+        from lightning_vfs.flax import FlaxVFSDDPM
+    except ImportError as error:
+        raise ConfigError("--framework jax needs jax and flax: pip install 'lightning_vfs[jax]'.") from error
+    generated = FlaxVFSDDPM.from_torch(model).sample(images.numpy(), **how, devices=jax.devices())
+    return torch.from_numpy(np.array(generated))
 
 
 def _picture(support: Tensor, generated: Tensor, per_row: int = 8) -> Tensor:

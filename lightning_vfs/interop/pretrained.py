@@ -6,19 +6,23 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder: str | Path) -> None:
     """Write weights and configuration, each under a temporary name first."""
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, description = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
@@ -28,8 +32,8 @@ def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder:
     description.replace(folder / CONFIG)
 
 
-def load_pretrained(name: str | Path) -> tuple[VFSConfig, dict[str, Tensor]]:
-    """Configuration and weights of a local folder or a hub id.
+def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> tuple[VFSConfig, dict[str, Any]]:
+    """Configuration and weights of a local folder or a hub id, as torch tensors or, without torch, NumPy arrays.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of something else; the message says which and what to do.
@@ -46,7 +50,8 @@ def load_pretrained(name: str | Path) -> tuple[VFSConfig, dict[str, Tensor]]:
     except (json.JSONDecodeError, ConfigError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is no configuration of ours: {error}") from error
     try:
-        return config, load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, framework) as file:
+            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
 

@@ -1,0 +1,245 @@
+"""FlaxVFSDDPM: the few-shot diffusion model in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lightning_vfs.core import contract
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.diffusion import GaussianDiffusion
+from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
+from lightning_vfs.core.samplers import SamplerName
+from lightning_vfs.flax import sampling
+from lightning_vfs.flax.networks import Networks, Params
+from lightning_vfs.flax.noise import uint64
+from lightning_vfs.flax.pretrained import load_pretrained
+from lightning_vfs.interop.jax_parameters import to_jax_params, wrong_leaves
+
+if TYPE_CHECKING:
+    from lightning_vfs.modules import FewShotDiffusion
+
+
+@dataclass(frozen=True, eq=False)
+class FlaxVFSDDPM:
+    """Few-shot diffusion model in JAX: the torch model's configuration, under the JAX system's parameter names.
+
+    Images are (c, h, w) in [-1, 1]. On accelerators, whose matrix products round by default, set
+    `jax.default_matmul_precision("float32")` for the torch model's images.
+
+    Args:
+        config: the model's configuration.
+        params: nested dict of arrays, `{"encoder": {"params": ...}, "dit": {"params": ...}, ...}`.
+
+    Raises:
+        CheckpointError: parameters are missing, extra or misshaped; all of them are named.
+    """
+
+    config: VFSConfig
+    params: Params
+
+    def __post_init__(self) -> None:
+        leaves: dict[str, Any] = flatten_dict(self.params, sep="/")
+        # A copy of what is not in JAX yet: of a NumPy array JAX may take the memory itself.
+        leaves = {path: leaf if isinstance(leaf, jax.Array) else jnp.array(leaf) for path, leaf in leaves.items()}
+        wrong = wrong_leaves(leaves, self.networks.shapes(), self.config)
+        if wrong:
+            raise CheckpointError("The parameters do not fit the configuration:\n  " + "\n  ".join(wrong))
+        object.__setattr__(self, "params", unflatten_dict(leaves, sep="/"))
+
+    @classmethod
+    def from_torch(cls, model: FewShotDiffusion) -> FlaxVFSDDPM:
+        """The twin of a torch model, with the weights that it holds now."""
+        state_dict = {name: tensor.detach().cpu().float().numpy() for name, tensor in model.state_dict().items()}
+        return cls(model.config, unflatten_dict(to_jax_params(state_dict, model.config), sep="/"))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> FlaxVFSDDPM:
+        """Model of a folder with `model.safetensors` and `config.json`, as `VFSDDPM.save_pretrained` writes it.
+
+        Warns:
+            StaleSetSizeWarning: the configuration states another set size than the weights, whose is taken.
+
+        Raises:
+            CheckpointError: there is no such folder, or its files are no model of ours.
+        """
+        config, leaves = load_pretrained(folder)
+        return cls(config, unflatten_dict(leaves, sep="/"))
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks as functions of parameters; a static argument for `jax.jit`."""
+        return Networks(self.config)
+
+    @cached_property
+    def diffusion(self) -> GaussianDiffusion:
+        """The diffusion process over all timesteps."""
+        return GaussianDiffusion(self.config.diffusion)
+
+    def context(self, x_set: jax.Array, t: jax.Array | None = None) -> jax.Array:
+        """Leave-one-out context of every image of every set, in one encoder call.
+
+        Args:
+            x_set: (b, n, c, h, w) in [-1, 1].
+            t: int (b,), the timestep of every set; for encoders that see it.
+
+        Returns:
+            (b*n, d). With a variational context, what its posterior is made of.
+
+        Raises:
+            ValueError: no t for an encoder that sees it.
+        """
+        return self.networks.context(self.params, jnp.asarray(x_set), t)
+
+    def posterior(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log-variance of a variational context: (b, d) -> (b, dim) each.
+
+        Raises:
+            ConfigError: the context is deterministic.
+        """
+        if not self.networks.is_variational:
+            raise ConfigError("EncoderConfig.context is 'deterministic': only a 'variational' one has a posterior.")
+        return self.networks.posterior(self.params, context)
+
+    def denoiser(self, x_t: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
+        """The denoiser's output: x_t (b, c, h, w), t int (b,), context (b, d) -> (b, c or 2c, h, w)."""
+        return self.networks.denoise(self.params, jnp.asarray(x_t), jnp.asarray(t), context)
+
+    def loss(
+        self,
+        params: Params,
+        x_set: jax.Array,
+        t: jax.Array,
+        noise: jax.Array,
+        latent_noise: jax.Array | None = None,
+        dropout_rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Training loss of a batch, a scalar: a pure function of its arguments, for `jax.grad` and `jax.jit`.
+
+        Args:
+            params: in place of the model's own.
+            x_set: (b, n, c, h, w) in [-1, 1].
+            t: int (b,), one timestep per set.
+            noise: standard normal, shaped like x_set.
+            latent_noise: standard normal (b*n, dim), for a variational context.
+            dropout_rng: key of the dropout; without one nothing is dropped.
+
+        Raises:
+            ValueError: no latent_noise for a variational context.
+        """
+        encoder_rng, denoiser_rng = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
+        x_set, t, noise = jnp.asarray(x_set), jnp.asarray(t), jnp.asarray(noise)
+        n, *image = x_set.shape[1:]
+        x_0, noise, t_image = x_set.reshape(-1, *image), noise.reshape(-1, *image), jnp.repeat(t, n)
+        context, kl = self.networks.context(params, x_set, t, encoder_rng), 0.0
+        if self.networks.is_variational:
+            if latent_noise is None:
+                raise ValueError("A variational context is sampled in training: give `latent_noise`, shape (b*n, dim).")
+            mean, log_variance = self.networks.posterior(params, context)
+            kl = self.config.encoder.kl_weight * standard_gaussian_kl_bits(mean, log_variance).mean()
+            context = mean + jnp.exp(0.5 * log_variance) * latent_noise
+        x_t = self.diffusion.q_sample(x_0, t_image, noise)
+        model_output = self.networks.denoise(params, x_t, t_image, context, denoiser_rng)
+        losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, jax.lax.stop_gradient)
+        return losses.mean() + kl
+
+    def encode(self, support: jax.Array | np.ndarray, t: jax.Array | np.ndarray | None = None) -> jax.Array:
+        """Context that conditions generation.
+
+        Args:
+            support: (b, k, c, h, w) or (k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; a support smaller
+                than that is completed with zero images.
+            t: int (b,), for encoders that see the timestep.
+
+        Returns:
+            (b, d). With a variational context, its posterior's mean.
+
+        Raises:
+            SetSizeMismatchError: the support is empty or larger than the model takes.
+            ValueError: another shape of images, whole numbers, or no t for an encoder that sees it.
+        """
+        return sampling.guide(self.networks, self.params, self._checked(support), t)
+
+    def sample(
+        self,
+        support: jax.Array | np.ndarray,
+        num_images: int = 16,
+        steps: int = 50,
+        sampler: SamplerName = "ddim",
+        seed: int = 0,
+        eta: float = 0.0,
+        batch_size: int = 256,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> jax.Array:
+        """Images of the class that a support shows: those of the torch model, to the rounding of float32.
+
+        Compiled on the first call for these shapes, steps, sampler and eta.
+
+        Args:
+            support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`.
+            num_images: images per support.
+            steps: timesteps of the process that are taken.
+            sampler: `ddim` or `ddpm`.
+            seed: seed of the noise, a 64-bit integer.
+            eta: of DDIM.
+            batch_size: images that are generated at a time, on all devices together; no effect on the images.
+            devices: over which every batch is spread; the parameters' own by default. No effect on the images.
+
+        Returns:
+            (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports, in [-1, 1].
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ConfigError: an unknown sampler, steps or eta out of range, num_images or batch_size below 1.
+            ValueError: another shape of images, or whole numbers.
+            OverflowError: the seed has more than 64 bits.
+        """
+        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        supports = self._checked(support)
+        total, count = len(supports) * num_images, len(devices) if devices else 1
+        # Every batch has one size, so that one compilation does for all; what is too much is cut off at the end.
+        size = -(-min(batch_size, total) // count) * count
+        index = np.arange(-(-total // size) * size, dtype=np.int32)
+        support_of = np.minimum(index // num_images, len(supports) - 1)
+        sees_timestep = self.config.encoder.time_token == "timestep"
+        guides = supports if sees_timestep else sampling.guide(self.networks, self.params, supports, None)
+        params, split = self.params, None
+        if devices:
+            mesh = Mesh(np.asarray(devices), ("batch",))
+            split = NamedSharding(mesh, PartitionSpec("batch"))
+            params, guides = jax.device_put((params, guides), NamedSharding(mesh, PartitionSpec()))
+        batches = [
+            sampling.generate(
+                self.networks,
+                params,
+                guides,
+                *jax.device_put((support_of[start : start + size], index[start : start + size]), split),
+                uint64(seed),
+                steps=steps,
+                sampler=sampler,
+                eta=eta,
+            )
+            for start in range(0, len(index), size)
+        ]
+        images = jnp.concatenate(batches)[:total]
+        return images if support.ndim == 4 else images.reshape(len(supports), num_images, *images.shape[1:])
+
+    def _checked(self, support: Any) -> jax.Array:
+        """A batch of supports (b, k, c, h, w) that the model can take."""
+        supports = support[None] if support.ndim == 4 else support
+        contract.check_support(tuple(supports.shape), self.config)
+        if not jnp.issubdtype(supports.dtype, jnp.floating):
+            raise ValueError(f"A support has floats in [-1, 1]; got {supports.dtype}: scale pixels by x / 127.5 - 1.")
+        return jnp.asarray(supports, dtype=jnp.float32)

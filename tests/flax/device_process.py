@@ -1,0 +1,40 @@
+"""Samples of a folder's model on one device and on all, in a process that never loads torch; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lightning_vfs.flax import FlaxVFSDDPM, sampling
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def main(folder: Path) -> None:
+    model = FlaxVFSDDPM.from_pretrained(folder)
+    support, devices = np.load(folder / "support.npy"), jax.devices()
+    generate, report = sampling.generate, {"devices": len(devices)}
+    images = {"one": model.sample(support, 6, 4)}
+
+    def watched(*args, **kwargs):
+        out = generate(*args, **kwargs)
+        compiled = generate.lower(*args, **kwargs).compile().as_text()
+        report["parts"] = [shard.data.shape for shard in out.addressable_shards]
+        report["spread_over"] = len({(shard.device, str(shard.index)) for shard in out.addressable_shards})
+        report["collectives"] = [name for name in COLLECTIVES if name in compiled]
+        return out
+
+    sampling.generate = watched
+    images["four"] = model.sample(support, 6, 4, devices=devices)
+    sampling.generate = generate
+    images["four_in_batches"] = model.sample(support, 6, 4, batch_size=5, devices=devices)
+    np.savez(folder / "images.npz", **images)
+    print(json.dumps(report | {"torch": "torch" in sys.modules}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

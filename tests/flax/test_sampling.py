@@ -1,0 +1,162 @@
+"""The twin draws the torch model's images, however they are spread over batches and devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from lightning_vfs import SetSizeMismatchError
+from lightning_vfs.core import ConfigError
+from lightning_vfs.flax import FlaxVFSDDPM, sampling
+from lightning_vfs.flax.networks import Networks
+
+
+def supports(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "model", "how"),
+    [
+        ((5,), {}, {}),
+        ((5,), {}, {"sampler": "ddpm", "seed": 2**63 + 5}),
+        ((2, 3), {}, {"eta": 0.5, "seed": -1}),
+        ((2, 3), {"encoder": {"time_token": "timestep"}}, {"sampler": "ddpm"}),
+        ((2, 2), {"encoder": {"context": "variational", "tokenizer": "per_image_mean"}}, {}),
+    ],
+)
+def test_images_are_those_of_torch(tiny_model, shape: tuple[int, ...], model: dict, how: dict) -> None:
+    model, support = tiny_model(**model), supports(*shape)
+    expected = model.sample(support, num_images=5, steps=6, batch_size=3, **how)
+    images = FlaxVFSDDPM.from_torch(model).sample(support.numpy(), num_images=5, steps=6, batch_size=3, **how)
+    assert images.shape == expected.shape
+    np.testing.assert_allclose(images, expected, atol=1e-4, rtol=0)
+
+
+def test_images_do_not_depend_on_the_batch_size(tiny_model) -> None:
+    twin, support = FlaxVFSDDPM.from_torch(tiny_model()), jnp.asarray(supports(2, 3).numpy())
+    in_threes, at_once = (twin.sample(support, 5, 6, eta=0.5, batch_size=size) for size in (3, 256))
+    np.testing.assert_allclose(at_once, in_threes, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "t"), [({"encoder": {"context": "variational"}}, None), ({"encoder": {"time_token": "timestep"}}, [3, 9])]
+)
+def test_contexts_of_supports_are_those_of_torch(tiny_model, model: dict, t: list[int] | None) -> None:
+    model, support = tiny_model(**model), supports(2, 3)
+    expected = model.encode(support, None if t is None else torch.tensor(t))
+    context = FlaxVFSDDPM.from_torch(model).encode(support.numpy(), None if t is None else np.array(t))
+    np.testing.assert_allclose(context, expected, atol=2e-5, rtol=0)
+
+
+def test_another_seed_or_other_weights_or_a_last_short_batch_compile_nothing(tiny_model, monkeypatch) -> None:
+    traced = []
+    monkeypatch.setattr(sampling, "indexed_normal", counting(sampling.indexed_normal, traced))
+    twin = FlaxVFSDDPM.from_torch(tiny_model(diffusion={"timesteps": 23}))
+    support = supports(5).numpy()
+    first = twin.sample(support, num_images=5, steps=2, batch_size=3)
+    assert len(traced) == 1  # DDIM with eta 0 starts from noise and draws no more of it; two batches
+    again = twin.sample(support, num_images=5, steps=2, batch_size=3)
+    np.testing.assert_array_equal(first, again)
+    other_seed = twin.sample(support, num_images=5, steps=2, batch_size=3, seed=1)
+    halved = {name: {"params": scaled(tree["params"])} for name, tree in twin.params.items()}
+    other_weights = FlaxVFSDDPM(twin.config, halved).sample(support, num_images=5, steps=2, batch_size=3)
+    assert len(traced) == 1
+    assert abs(other_seed - first).max() > 0.1 and abs(other_weights - first).max() > 1e-3
+
+
+def counting(function, calls: list):
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def scaled(tree):
+    return {name: scaled(leaf) if isinstance(leaf, dict) else 0.5 * leaf for name, leaf in tree.items()}
+
+
+@pytest.mark.parametrize("time_token", ["none", "timestep"])
+def test_supports_are_encoded_and_not_images(tiny_model, monkeypatch, time_token: str) -> None:
+    encoded = []
+    monkeypatch.setattr(Networks, "guide", counting(Networks.guide, encoded))
+    model = tiny_model(encoder={"time_token": time_token}, diffusion={"timesteps": 24})
+    FlaxVFSDDPM.from_torch(model).sample(supports(2, 3).numpy(), num_images=5, steps=2, batch_size=3)
+    [(_, _, support, t)] = encoded
+    assert support.shape[:2] == (2, 3) and (t is not None) == (time_token == "timestep")
+
+
+def test_supports_and_options_that_cannot_work_are_refused_as_by_torch(tiny_model) -> None:
+    model = tiny_model()
+    twin = FlaxVFSDDPM.from_torch(model)
+    for k in (0, 6):
+        with pytest.raises(SetSizeMismatchError, match="takes 1 to 5"):
+            model.sample(torch.zeros(k, 3, 8, 8), steps=6)
+        with pytest.raises(SetSizeMismatchError, match="takes 1 to 5"):
+            twin.sample(np.zeros((k, 3, 8, 8), np.float32), steps=6)
+    for wrong in ({"sampler": "euler"}, {"eta": 1.5}, {"steps": 21}, {"num_images": 0}, {"batch_size": 0}):
+        with pytest.raises(ConfigError, match=r"euler|eta is 1.5|21 sampling steps|must be at least 1"):
+            twin.sample(np.zeros((2, 3, 8, 8), np.float32), **{"steps": 6, **wrong})
+    with pytest.raises(ValueError, match=r"support has the shape"):
+        twin.encode(np.zeros((2, 1, 8, 8), np.float32))
+    with pytest.raises(ValueError, match=r"floats in \[-1, 1\]; got uint8"):
+        twin.sample(np.zeros((2, 3, 8, 8), np.uint8))
+
+
+# -- without torch, on four devices ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory) -> tuple[dict, dict[str, np.ndarray]]:
+    """What `device_process.py` reports, and its images; beside them torch's."""
+    from lightning_vfs import VFSDDPM
+    from tests.conftest import tiny_config
+
+    folder = tmp_path_factory.mktemp("four_devices")
+    torch.manual_seed(0)
+    model = VFSDDPM(tiny_config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    np.save(folder / "support.npy", supports(2, 3).numpy())
+    process = Path(__file__).with_name("device_process.py")
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    report = subprocess.run([sys.executable, process, folder], env=environment, capture_output=True, text=True)
+    assert report.returncode == 0, report.stderr
+    images = dict(np.load(folder / "images.npz")) | {"torch": model.eval().sample(supports(2, 3), 6, 4).numpy()}
+    return json.loads(report.stdout), images
+
+
+def test_four_devices_give_the_images_of_one(four_devices) -> None:
+    report, images = four_devices
+    assert report["devices"] == 4
+    np.testing.assert_allclose(images["one"], images["torch"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(images["four"], images["one"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(images["four_in_batches"], images["one"], atol=1e-6, rtol=0)
+
+
+def test_every_device_computes_its_part_of_the_batch_and_asks_no_other(four_devices) -> None:
+    report, _ = four_devices
+    assert report["parts"] == [[3, 3, 8, 8]] * 4  # of 12 images
+    assert report["spread_over"] == 4
+    assert report["collectives"] == []
+
+
+def test_reading_and_sampling_leave_torch_unloaded(four_devices) -> None:
+    assert four_devices[0]["torch"] is False
+
+
+def test_the_import_says_what_to_install() -> None:
+    code = "import sys; sys.modules['flax'] = None; import lightning_vfs.flax"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'lightning_vfs[jax]'" in process.stderr.splitlines()[-1]
