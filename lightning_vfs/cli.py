@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "predict": "generate one image for every test set",
     "sample": "generate images of a class from a folder of a few of its images",
     "convert": "turn a checkpoint of Lightning or of the JAX system into another",
+    "compare": "put two evaluations side by side, and say whether they are comparable",
 }
 
 HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
@@ -34,7 +35,7 @@ Start with:  lightning-vfs fit --config configs/glyphs.yaml
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status: 0, 1 for an error that was explained, 2 for wrong usage."""
+    """Run a subcommand; returns the exit status: 0, 1 for an error or a "no" that was explained, 2 for wrong usage."""
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -47,10 +48,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"lightning-vfs: there is no subcommand {name!r}; take one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        if name in ("sample", "convert"):
+        if name in ("sample", "convert", "compare"):
             from importlib import import_module
 
-            import_module(f"lightning_vfs.commands.{name}").run(rest)
+            return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0
         else:
             from lightning_vfs.commands.lightning import VFSCLI
 

@@ -1,4 +1,4 @@
-"""FIDCallback: Fréchet distance and few-shot accuracy of the model that is trained, validated or tested."""
+"""FIDCallback: figures of the images of the model that is trained, validated or tested, and the record of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -14,11 +15,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.callbacks.evaluation import check_at_least, check_model, evaluating, sets_of, shots_of
-from lightning_vfs.callbacks.split_evaluation import Share, SplitEvaluation
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.callbacks.evaluation_record import record_path, write_record
+from lightning_vfs.callbacks.share import Share
+from lightning_vfs.callbacks.split_evaluation import EvaluationPlan, SplitEvaluation, check_class_names
+from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.samplers import SamplerName
-from lightning_vfs.data.module import Split
+from lightning_vfs.data.module import SetDataModule, Split
 from lightning_vfs.metrics import INCEPTION, ImageFeatures
+from lightning_vfs.metrics.extractors import check_metrics
+from lightning_vfs.metrics.fidelity import FidelityOptions
 
 SPLITS: dict[str, Split] = {"in": "train", "out": "test"}
 """Split of the data behind each distribution: classes that the model is trained on, and classes that it never sees."""
@@ -31,7 +36,9 @@ class FIDCallback(Callback):
     are any, and compared with the real images of the split. It logs `fid/in` and `fid/out` (Heusel et al. 2017), which
     are the figures of torch-fidelity's command on the same images, and `few_shot_accuracy/in` and `/out`, with the
     figure of real images as `few_shot_accuracy/in_real` and `/out_real`. With another extractor than Inception the
-    names carry it: `fid[glyph-cnn]/out`. Figures do not depend on the number of ranks or on `batch_size`.
+    names carry it: `fid[glyph-cnn]/out`. Figures do not depend on the number of ranks or on `batch_size`. Every
+    evaluation writes `fid.json` beside the run's checkpoints: the figures, each with its floor between real images, and
+    all that they depend on (`lightning-vfs compare` tells whether two such records are comparable).
 
     It runs at the end of validation and of testing, in `trainer.validate` and `trainer.test` always, in `trainer.fit`
     by the two intervals; all that can be checked is checked before training starts. `out` looks at the test split
@@ -41,16 +48,27 @@ class FIDCallback(Callback):
     Args:
         every_n_epochs: evaluate at every validation of each n-th epoch of training, or never.
         every_n_steps: evaluate after every n-th optimizer step, too.
+        metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`).
         num_images: images to generate per split, at least 2.
         num_real_images: real images per split: all, or so many, drawn by seed.
         splits: of `in` and `out`.
+        per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
         sampler: `ddim` or `ddpm`.
         steps: timesteps that the sampler takes.
+        eta: of DDIM.
+        shots: images in a support; by default as many as condition one generation in training.
         batch_size: images generated at a time.
         feature_extractor: name in torch-fidelity's registry; `glyph-cnn` for the built-in glyphs.
         weights_path: the extractor's weights; default is torch-fidelity's download.
         seed: draws supports, noise and the classes to choose among.
-        few_shot_way: classes that few_shot_accuracy chooses among (chance is 1 / way); None leaves it out.
+        few_shot_way: classes that few_shot_accuracy chooses among (chance is 1 / way), or several such numbers; the
+            largest is logged by the plain name, others as `few_shot_accuracy_5`. None leaves it out.
+        options: of the metrics, by torch-fidelity's names: `kid_subset_size` and so on.
+        vlb_images: real images per split whose variational bound is computed, as `vlb/in` and `vlb/out` in bits per
+            dimension; 0 leaves it out.
+        vlb_steps: timesteps of that bound; all by default.
+        save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
+        record: file of the record; None is `fid.json` beside the checkpoints.
 
     Raises:
         ConfigError: an option is out of range.
@@ -71,12 +89,21 @@ class FIDCallback(Callback):
         feature_extractor: str = INCEPTION,
         weights_path: str | os.PathLike[str] | None = None,
         seed: int = 0,
-        few_shot_way: int | None = 20,
+        few_shot_way: int | Sequence[int] | None = 20,
+        metrics: Sequence[str] = ("fid",),
+        per_class: bool | Sequence[str] = False,
+        eta: float = 0.0,
+        shots: int | None = None,
+        options: FidelityOptions = FidelityOptions(),
+        vlb_images: int = 0,
+        vlb_steps: int | None = None,
+        save_images: str | os.PathLike[str] | None = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         if not splits or isinstance(splits, str) or not set(splits) <= set(SPLITS):
             raise ConfigError(f"FIDCallback.splits is {splits!r}; it must be a list of 'in', 'out' or both.")
-        if sampler not in ("ddim", "ddpm"):
-            raise ConfigError(f"FIDCallback.sampler is {sampler!r}; allowed: 'ddim', 'ddpm'.")
+        if sampler not in get_args(SamplerName):
+            raise ConfigError(f"FIDCallback.sampler is {sampler!r}; allowed: {', '.join(get_args(SamplerName))}.")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.num_images = num_images
@@ -84,41 +111,73 @@ class FIDCallback(Callback):
         self.splits = tuple(splits)
         self.sampler = sampler
         self.steps = steps
+        self.eta = eta
+        self.shots = shots
         self.batch_size = batch_size
         self.feature_extractor = feature_extractor
         self.weights_path = weights_path
         self.seed = seed
         self.few_shot_way = few_shot_way
-        check_at_least(self, 1, "every_n_epochs", "every_n_steps", or_none=True)
-        check_at_least(self, 2, "num_real_images", "few_shot_way", or_none=True)
+        self.metrics = tuple(dict.fromkeys(metrics))
+        self.per_class = per_class if isinstance(per_class, bool) else tuple(per_class)
+        self.options = options
+        self.vlb_images = vlb_images
+        self.vlb_steps = vlb_steps
+        self.save_images = save_images
+        self.record = record
+        check_at_least(self, 1, "every_n_epochs", "every_n_steps", "shots", "vlb_steps", or_none=True)
+        check_at_least(self, 2, "num_real_images", or_none=True)
         check_at_least(self, 2, "num_images")
         check_at_least(self, 1, "steps", "batch_size")
+        check_at_least(self, 0, "vlb_images")
+        check_metrics(self.metrics)
+        if any(isinstance(way, bool) or not isinstance(way, int) or way < 2 for way in self.ways):
+            raise ConfigError(
+                f"FIDCallback.few_shot_way is {few_shot_way!r}; it must be a whole number of at least 2, or several, "
+                "or null."
+            )
         self._evaluations: dict[str, SplitEvaluation] = {}
         self._latest_step = 0
+
+    @property
+    def ways(self) -> tuple[int, ...]:
+        """Numbers of classes that few_shot_accuracy chooses among; none where it is left out."""
+        if self.few_shot_way is None:
+            return ()
+        return tuple(self.few_shot_way) if isinstance(self.few_shot_way, Sequence) else (self.few_shot_way,)
+
+    @property
+    def features(self) -> ImageFeatures:
+        """The extractor; there once a trainer has set the callback up."""
+        return next(iter(self._evaluations.values())).features
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict":
             return
         data = sets_of(trainer, self)
-        features = ImageFeatures(self.feature_extractor, weights_path=self.weights_path)
+        features = ImageFeatures(self.feature_extractor, self.metrics, self.weights_path)
+        plan = EvaluationPlan(
+            num_images=self.num_images,
+            num_real_images=self.num_real_images,
+            ways=self.ways,
+            seed=self.seed,
+            options=self.options,
+            per_class=self.per_class,
+            save_images=None if self.save_images is None else Path(self.save_images),
+            vlb_images=self.vlb_images,
+            vlb_steps=self.vlb_steps,
+        )
         self._evaluations = {
-            name: SplitEvaluation(
-                name=SPLITS[name],
-                images=data.split(SPLITS[name]),
-                features=features,
-                num_images=self.num_images,
-                num_real_images=self.num_real_images,
-                way=self.few_shot_way,
-                seed=self.seed,
-            )
-            for name in self.splits
+            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), features, plan) for name in self.splits
         }
+        if isinstance(self.per_class, tuple):
+            check_class_names(self.per_class, list(self._evaluations.values()))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = sets_of(trainer, self)
         check_model(pl_module, data, self.steps)
         for evaluation in self._evaluations.values():
-            evaluation.episodes(shots_of(pl_module, data))
+            evaluation.episodes(self._shots(pl_module, data))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._latest_step = trainer.global_step
@@ -166,21 +225,49 @@ class FIDCallback(Callback):
             device=pl_module.device,
             show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
         )
-        generate = partial(pl_module.generate, steps=self.steps, sampler=self.sampler, seed=self.seed)
-        figures: dict[str, float] = {}
+        generate = partial(pl_module.generate, steps=self.steps, sampler=self.sampler, eta=self.eta, seed=self.seed)
+        shots = self._shots(pl_module, data)
         with evaluating(trainer, pl_module, self):
-            for split, evaluation in self._evaluations.items():
-                found = evaluation.figures(generate, shots_of(pl_module, data), share)
-                figures |= {self._logged_name(name, split): value for name, value in found.items()}
-        self._report(figures)
-        return figures
+            results = {
+                split: evaluation.evaluate(pl_module, generate, shots, share)
+                for split, evaluation in self._evaluations.items()
+            }
+        figures = {
+            self._logged_name(name, split): figure
+            for split, result in results.items()
+            for name, figure in result.figures.items()
+        }
+        path = record_path(self, trainer)
+        if trainer.is_global_zero:
+            write_record(self, trainer, pl_module, data, figures, results, share, shots, path)
+        logged = {name: figure.value for name, figure in figures.items() if "_std" not in name}
+        self._report(logged)
+        return logged
+
+    def _shots(self, pl_module: Any, data: SetDataModule) -> int:
+        """Images in a support.
+
+        Raises:
+            EvaluationError: more are asked for than the model takes.
+        """
+        most = shots_of(pl_module, data)
+        if self.shots is not None and self.shots > most:
+            raise EvaluationError(
+                f"FIDCallback.shots is {self.shots}, but this model takes supports of 1 to {most}: set it to at most "
+                f"{most}, or to null for {most}."
+            )
+        return self.shots or most
 
     def _evaluate_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in self.evaluate(trainer, pl_module).items():
             pl_module.log(name, value, sync_dist=True)
 
     def _logged_name(self, figure: str, split: str) -> str:
+        if figure == "vlb":
+            return f"vlb/{split}"
         extractor = "" if self.feature_extractor == INCEPTION else f"[{self.feature_extractor}]"
+        if figure.startswith("class/"):
+            return f"fid{extractor}/{figure}"
         if figure.endswith("_real"):
             return f"{figure.removesuffix('_real')}{extractor}/{split}_real"
         return f"{figure}{extractor}/{split}"

@@ -1,41 +1,52 @@
-"""The evaluation of one split: real features once, generated ones every time, figures from both."""
+"""The evaluation of one split: images generated for its classes, and every figure of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lightning_vfs.callbacks.evaluation import to_uint8
-from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.callbacks.grids import save_png
+from lightning_vfs.callbacks.real_images import RealImages
+from lightning_vfs.callbacks.share import Share
+from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.few_shot import check_way
+from lightning_vfs.metrics.fidelity import FidelityOptions, check_classes, check_enough
+from lightning_vfs.metrics.indexed import IndexedRows
+from lightning_vfs.metrics.record import Figure, LikelihoodRecord, SplitRecord, hash_of
 
 
-class Share(NamedTuple):
-    """What one rank does of a job, and how: every `world_size`-th sample from `rank`, in batches, on its device."""
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is made and computed for every split; see FIDCallback, whose options these are."""
 
-    rank: int
-    world_size: int
-    batch_size: int
-    device: torch.device
-    show_progress: bool
+    num_images: int = 1000
+    num_real_images: int | None = None
+    ways: tuple[int, ...] = (20,)
+    seed: int = 0
+    options: FidelityOptions = field(default_factory=FidelityOptions)
+    per_class: bool | tuple[str, ...] = False
+    save_images: Path | None = None
+    vlb_images: int = 0
+    vlb_steps: int | None = None
 
-    def batches(self, total: int, doing: str) -> Iterator[np.ndarray]:
-        """Global sample indices below `total`, with a progress bar."""
-        mine = np.arange(self.rank, total, self.world_size)
-        with tqdm(
-            total=len(mine), desc=doing, unit=" images", leave=False, mininterval=1, disable=not self.show_progress
-        ) as bar:
-            for start in range(0, len(mine), self.batch_size):
-                batch = mine[start : start + self.batch_size]
-                yield batch
-                bar.update(len(batch))
+
+class SplitResult(NamedTuple):
+    """What came of a split: figures by name (`class/<name>` is FID of a class), its record, and notes on them."""
+
+    figures: dict[str, Figure]
+    record: SplitRecord
+    notes: tuple[str, ...]
+    likelihood: LikelihoodRecord | None
 
 
 class SplitEvaluation:
@@ -44,106 +55,208 @@ class SplitEvaluation:
     Image i is generated from the support of episode i; the episode's class is what few_shot_accuracy asks for.
 
     Args:
-        name: the split as it is called in progress bars.
-        images: the split.
+        name: the split of the data.
+        images: its images.
         features: the extractor.
-        num_images: images to generate.
-        num_real_images: real images to compare with: the first targets of the episodes, or all images of the split.
-        way: classes that few_shot_accuracy chooses among; None leaves it out.
-        seed: draws the episodes and the other classes.
+        plan: what is made and computed.
 
     Raises:
         EvaluationError: the split has fewer images or classes than asked for.
     """
 
-    def __init__(
-        self,
-        name: str,
-        images: ClassImages,
-        features: ImageFeatures,
-        num_images: int,
-        num_real_images: int | None,
-        way: int | None,
-        seed: int,
-    ) -> None:
-        if len(images) < max(2, num_real_images or 0):
+    def __init__(self, name: str, images: ClassImages, features: ImageFeatures, plan: EvaluationPlan) -> None:
+        if plan.num_real_images is not None and len(images) < plan.num_real_images:
             raise EvaluationError(
-                f"num_real_images is {num_real_images}, but split {name!r} has {len(images)} images: "
+                f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images: "
                 f"take at most {len(images)}, or null for all of them."
-                if num_real_images
-                else f"FID needs at least 2 real images; split {name!r} has {len(images)}."
             )
-        self.name, self.images, self.features = name, images, features
-        self.num_images, self.way, self.seed = num_images, way, seed
-        self.real = np.arange(len(images))
-        if num_real_images is not None:
-            self.real = images.episodes(num_real_images, 1, seed).targets
-        self.labels = torch.from_numpy(images.labels[self.real])
-        if way is not None:
-            check_way(torch.bincount(self.labels, minlength=images.num_classes), way)
-        self.fidelity = FidelityMetric(features, reset_real=False)
-        self._has_real = False
+        self.name, self.images, self.features, self.plan = name, images, features, plan
+        self.real = RealImages(name, images, features, plan.num_real_images, plan.num_images, plan.seed)
+        check_enough(features.layers, plan.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
+        if plan.ways:
+            check_way(torch.bincount(self.real.labels, minlength=images.num_classes), max(plan.ways))
+        self.classes = self._chosen_classes()
+        self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
-        self.real_accuracy: float | None = None
+        self._real_accuracy: dict[int, float] = {}
+
+    def _chosen_classes(self) -> list[int]:
+        """Indices of the classes that get a FID of their own; names of other splits are left to those."""
+        if self.plan.per_class is True:
+            return list(range(self.images.num_classes))
+        wanted = self.plan.per_class or ()
+        return [i for i, name in enumerate(self.images.class_names) if name in wanted]
 
     def episodes(self, shots: int) -> Episodes:
         """What is generated: a support of `shots` images for each of `num_images` images.
 
         Raises:
             DataError: a class has too few images.
+            EvaluationError: a class of `per_class` has too few images for a FID of its own.
         """
-        return self.images.episodes(self.num_images, shots, self.seed)
+        episodes = self.images.episodes(self.plan.num_images, shots, self.plan.seed)
+        labels = torch.from_numpy(episodes.labels)
+        check_classes(labels, self.real.labels, self.classes, self.images.class_names)
+        return episodes
 
-    def figures(self, generate: Callable[[Tensor, Tensor], Tensor], shots: int, share: Share) -> dict[str, float]:
+    def evaluate(
+        self, model: Any, generate: Callable[[Tensor, Tensor], Tensor], shots: int, share: Share
+    ) -> SplitResult:
         """Generate, and compare with the real images. Collective: every rank calls it with its own share.
 
         Args:
+            model: it is asked for `bits_per_dim` where the plan has `vlb_images`.
             generate: supports (m, shots, c, h, w) and global sample indices (m,) -> images (m, c, h, w) in [-1, 1].
             shots: images in a support.
             share: what this rank does of it.
 
         Returns:
-            `fid`, and with `way` also `few_shot_accuracy` and `few_shot_accuracy_real`, that of the real images.
-            An image that is not finite makes `fid` NaN, and counts as wrong in the accuracy.
+            Figures, the same on all ranks. An image that is not finite makes the distances NaN, and counts as wrong in
+            few_shot_accuracy.
         """
         episodes = self.episodes(shots)
-        self.fidelity.to(share.device)
-        if not self._has_real:
-            self._add_real(share)
-            self._has_real = True
+        self._take_real(share)
         for batch in share.batches(len(episodes), f"Evaluation: generating, {self.name}"):
-            index = torch.from_numpy(batch)
+            self._generate(generate, episodes, batch, share)
+        figures, notes = self._compare(torch.from_numpy(episodes.labels), share)
+        likelihood = None
+        if self.plan.vlb_images:
+            with share.timing("likelihood"):
+                likelihood = self._likelihood(model, episodes, share)
+            figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
+        return SplitResult(figures, self._record(episodes), notes, likelihood)
+
+    # -- real images -------------------------------------------------------------------------------------------------
+
+    def _take_real(self, share: Share) -> None:
+        rows = self.real.features(share)
+        self.fidelity.to(share.device)
+        mine = np.arange(share.rank, len(self.real.chosen), share.world_size)
+        self.fidelity.update({layer: values[mine] for layer, values in rows.items()}, True, torch.from_numpy(mine))
+        if self.plan.ways and self.accuracy is None:
+            self.accuracy = FewShotAccuracy(rows[self._layer], self.real.labels, self.plan.ways, self.plan.seed)
+            self.accuracy.to(share.device)
+            for batch in share.batches(len(self.real.chosen), f"Evaluation: accuracy of real images, {self.name}"):
+                index = torch.from_numpy(batch)
+                self.accuracy.update(rows[self._layer][index], self.real.labels[index], index, leave_one_out=True)
+            self._real_accuracy = self._accuracies()
+        if self.plan.save_images is not None:
+            for i in mine:
+                image = self.images.bytes(self.real.chosen[i])
+                save_png(image, self.plan.save_images / self.name / "real" / f"{i:06d}.png")
+
+    @property
+    def _layer(self) -> str:
+        return next(iter(self.features.layers.values()))
+
+    def _accuracies(self) -> dict[int, float]:
+        assert self.accuracy is not None
+        found = self.accuracy.compute().reshape(-1).tolist()
+        self.accuracy.reset()
+        return dict(zip(self.plan.ways, found, strict=True))
+
+    # -- generated images --------------------------------------------------------------------------------------------
+
+    def _generate(
+        self, generate: Callable[[Tensor, Tensor], Tensor], episodes: Episodes, batch: np.ndarray, share: Share
+    ) -> None:
+        index = torch.from_numpy(batch)
+        with share.timing("generation"):
             images = generate(self.images.pixels(episodes.supports[batch]), index)
-            features = self.features(to_uint8(images))
+        with share.timing("features"):
+            pixels = to_uint8(images)
+            features = self.features(pixels)
             broken = ~images.flatten(1).isfinite().all(dim=1)
             for rows in features.values():
                 rows[broken] = torch.nan
             self.fidelity.update(features, real=False, index=index)
             if self.accuracy is not None:
                 self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
-        figures = {name: float(figure) for name, figure in self.fidelity.compute().items()}
-        self.fidelity.reset()
-        self.fidelity.cpu()
-        if self.accuracy is not None and self.real_accuracy is not None:
-            figures["few_shot_accuracy"] = float(self.accuracy.compute())
-            figures["few_shot_accuracy_real"] = self.real_accuracy
-            self.accuracy.reset()
+        if self.plan.save_images is not None:
+            for i, image in zip(batch, pixels.cpu(), strict=True):
+                save_png(image, self.plan.save_images / self.name / "generated" / f"{i:06d}.png")
+
+    def _compare(self, labels: Tensor, share: Share) -> tuple[dict[str, Figure], tuple[str, ...]]:
+        """All figures of the generated images whose features are there, with their floors."""
+        floors, sizes = self.real.floors(share, self.plan.options), self.real.floor_sizes
+        with share.timing("distance"):
+            figures = {
+                name: Figure(float(value), floors.get(name), sizes if name in floors else None)
+                for name, value in self.fidelity.compute().items()
+            }
+            notes = tuple(f"{metric} of {self.name}: {text}" for metric, text in self.fidelity.notes().items())
+            if self.classes:
+                found = self.fidelity.per_class(labels, self.real.labels, self.classes)
+                figures |= {f"class/{self.images.class_names[c]}": Figure(found[c]["fid"]) for c in self.classes}
+            self.fidelity.reset()
+            self.fidelity.cpu()
+            if self.accuracy is not None:
+                figures |= self._accuracy_figures(self._accuracies())
+        return figures, notes
+
+    def _accuracy_figures(self, found: dict[int, float]) -> dict[str, Figure]:
+        """few_shot_accuracy among the most classes by that name, among fewer with their number in it."""
+        figures = {}
+        for way, accuracy in found.items():
+            name = "few_shot_accuracy" + ("" if way == max(self.plan.ways) else f"_{way}")
+            real = self._real_accuracy[way]
+            figures[name] = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way)
+            figures[f"{name}_real"] = Figure(real, chance=1 / way)
         return figures
 
-    @property
-    def _layer(self) -> str:
-        return self.features.layers["fid"]
+    # -- likelihood --------------------------------------------------------------------------------------------------
 
-    def _add_real(self, share: Share) -> None:
-        for batch in share.batches(len(self.real), f"Evaluation: real images, {self.name}"):
-            images = self.images.bytes(self.real[batch]).to(share.device)
-            self.fidelity.update(images, real=True, index=torch.from_numpy(batch))
-        if self.way is None:
-            return
-        real = self.fidelity.real_features()[self._layer]
-        self.accuracy = FewShotAccuracy(real, self.labels, self.way, self.seed).to(share.device)
-        for batch in share.batches(len(self.real), f"Evaluation: few-shot accuracy of real images, {self.name}"):
+    def _likelihood(self, model: Any, episodes: Episodes, share: Share) -> LikelihoodRecord:
+        """Means over images of the variational bound's parts; of the first targets given their supports."""
+        count = min(self.plan.vlb_images, len(episodes))
+        steps = self.plan.vlb_steps or model.config.diffusion.timesteps
+        parts: dict[str, tuple[int, ...]] = {
+            "prior": (), "terms": (steps,), "xstart_mse": (steps,), "eps_mse": (steps,)
+        }  # fmt: skip
+        gathered = IndexedRows(parts).to(share.device)
+        bound = partial(model.bits_per_dim, steps=self.plan.vlb_steps, seed=self.plan.seed)
+        for batch in share.batches(count, f"Evaluation: variational bound, {self.name}"):
             index = torch.from_numpy(batch)
-            self.accuracy.update(real[index.to(real.device)], self.labels[index], index, leave_one_out=True)
-        self.real_accuracy = float(self.accuracy.compute())
-        self.accuracy.reset()
+            found = bound(
+                self.images.pixels(episodes.targets[batch]), self.images.pixels(episodes.supports[batch]), index
+            )
+            gathered.update({part: getattr(found, part) for part in parts}, index)
+        means: dict[str, Any] = {name: rows.double().mean(dim=0).tolist() for name, rows in gathered.compute().items()}
+        return LikelihoodRecord(
+            num_images=count,
+            steps=steps,
+            prior=means["prior"],
+            terms=tuple(means["terms"]),
+            xstart_mse=tuple(means["xstart_mse"]),
+            eps_mse=tuple(means["eps_mse"]),
+        )
+
+    # -- record ------------------------------------------------------------------------------------------------------
+
+    def _record(self, episodes: Episodes) -> SplitRecord:
+        def per_class(labels: np.ndarray) -> dict[str, int]:
+            counts = np.bincount(labels, minlength=self.images.num_classes)
+            return dict(zip(self.images.class_names, counts.tolist(), strict=True))
+
+        return SplitRecord(
+            data_split=self.name,
+            classes=self.images.class_names,
+            num_images=len(episodes),
+            num_real_images=len(self.real.chosen),
+            generated_per_class=per_class(episodes.labels),
+            real_per_class=per_class(self.images.labels[self.real.chosen]),
+            images_sha256=self.real.pixels_sha256,
+            real_images_sha256=hash_of(self.real.chosen),
+            supports_sha256=hash_of(episodes.targets, episodes.supports),
+        )
+
+
+def check_class_names(wanted: Sequence[str], evaluations: Sequence[SplitEvaluation]) -> None:
+    """Raise ConfigError for a class of `per_class` that no evaluated split has."""
+    known = {name for evaluation in evaluations for name in evaluation.images.class_names}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"per_class names {', '.join(unknown)}, but no evaluated split has such a class; "
+            f"there are {', '.join(sorted(known)[:5])}, ..."
+        )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
+from functools import cached_property
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
@@ -17,6 +21,8 @@ from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.metrics import glyph_cnn
 
 INCEPTION = "inception-v3-compat"
+METRICS = ("fid", "kid", "isc", "prc")
+"""Metrics of torch-fidelity: Fréchet distance, kernel distance, Inception score, precision and recall."""
 
 glyph_cnn.register()
 
@@ -32,9 +38,16 @@ class ImageFeatures:
             layers each of them takes.
         weights_path: the extractor's weights; by default torch-fidelity downloads them, `glyph-cnn` has its own.
 
+    Attributes:
+        layers: the layer of each metric.
+        dims: features d of each layer.
+        dtype: the features' type, by name.
+
     Raises:
-        EvaluationError: unknown name; weights that can't be had, are damaged or belong to another network.
+        EvaluationError: unknown name or metric; weights that can't be had, are damaged or belong to another network.
     """
+
+    dtype = "float32"
 
     def __init__(
         self,
@@ -48,12 +61,24 @@ class ImageFeatures:
                 f"There is no feature extractor {name!r}; known: {known}. "
                 "Others are added with torch_fidelity.register_feature_extractor."
             )
-        default_layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric
+        metrics = tuple(metrics)
+        check_metrics(metrics)
         self.name = name
-        self.layers: dict[str, str] = {metric: default_layer(metric) for metric in metrics}
+        self.layers: dict[str, str] = {metric: _layer(name, metric) for metric in metrics}
         self._extractor = _build(name, sorted(set(self.layers.values())), weights_path)
+        self._weights_file = _weights_file(name, weights_path)
         probe = self(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         self.dims: dict[str, int] = {layer: features.shape[1] for layer, features in probe.items()}
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the file that the weights came from; of all tensors of an extractor that has no file of its own.
+
+        The file is the one given, the one shipped or Inception's in torch hub's folder.
+        """
+        if self._weights_file is None:
+            return _sha256_of_tensors(self._extractor.state_dict())
+        return hashlib.sha256(self._weights_file.read_bytes()).hexdigest()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -74,6 +99,49 @@ class ImageFeatures:
             features = self._extractor(images.expand(-1, 3, -1, -1).contiguous())
         by_layer: dict[str, Tensor] = self._extractor.convert_features_tuple_to_dict(features)
         return {layer: values.float() for layer, values in by_layer.items()}
+
+
+def check_metrics(metrics: Iterable[str]) -> None:
+    """Raise EvaluationError unless these are names of `METRICS`, at least one."""
+    metrics = tuple(metrics)
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown or not metrics:
+        found = f"no metric {unknown[0]!r}" if unknown else "no metric to compute"
+        raise EvaluationError(f"There is {found}; known: {', '.join(METRICS)} ('prc' is precision and recall).")
+
+
+def _layer(name: str, metric: str) -> str:
+    try:
+        layer: str = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric(metric)
+    except Exception as error:  # torch-fidelity's own extractors look it up in a dictionary
+        raise EvaluationError(
+            f"Feature extractor {name!r} names no layer for metric {metric!r} ({type(error).__name__}: {error}): "
+            "leave the metric out, or let its get_default_feature_layer_for_metric name one."
+        ) from error
+    return layer
+
+
+def _weights_file(name: str, weights_path: str | os.PathLike[str] | None) -> Traversable | None:
+    """Where the weights of an extractor came from; None if that is not known."""
+    if weights_path is not None:
+        return Path(weights_path)
+    if name == glyph_cnn.NAME:
+        return files("lightning_vfs.metrics") / "glyph_cnn.safetensors"
+    downloaded = _checkpoints() / Path(URL_INCEPTION_V3).name
+    return downloaded if name == INCEPTION and downloaded.is_file() else None
+
+
+def _checkpoints() -> Path:
+    """Folder of torch hub's downloads."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _build(name: str, layers: list[str], weights_path: str | os.PathLike[str] | None) -> FeatureExtractorBase:
@@ -107,7 +175,7 @@ def _why_not(name: str, path: Path | None, error: Exception) -> str:
         )
     if name != INCEPTION:
         return f"Feature extractor {name!r} could not be built ({reason}). Its weights can be given by weights_path."
-    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    checkpoints = _checkpoints()
     return (
         f"The weights of feature extractor {name!r} could not be had by download or from {checkpoints} ({reason}). "
         f"Ways out: get {URL_INCEPTION_V3} on a machine with a network and give the file as weights_path, "

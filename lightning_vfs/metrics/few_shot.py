@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.metrics.indexed import IndexedMetric
 
 
@@ -22,26 +24,33 @@ class FewShotAccuracy(IndexedMetric):
     Args:
         real_features: features of all real images (m, d); on every rank.
         real_labels: their classes (m,), from 0.
-        way: classes to choose among, at least 2.
+        way: classes to choose among, at least 2; or several such numbers, for a figure of each from one pass, the same
+            as each would have alone.
         seed: draws the other classes.
 
     Only classes with at least 2 real images take part, so that generated and real images face the same choice; images
     of other classes are left out.
 
     Raises:
+        ConfigError: a `way` below 2, or none.
         EvaluationError: fewer than `way` classes take part.
     """
 
     higher_is_better = True
 
-    def __init__(self, real_features: Tensor, real_labels: Tensor, way: int = 20, seed: int = 0) -> None:
+    def __init__(
+        self, real_features: Tensor, real_labels: Tensor, way: int | Sequence[int] = 20, seed: int = 0
+    ) -> None:
         super().__init__()
+        self.way = way
+        self.ways: tuple[int, ...] = (way,) if isinstance(way, int) else tuple(way)
+        if not self.ways or min(self.ways) < 2:
+            raise ConfigError(f"way is {way!r}; allowed: a number of classes from 2 on, or several of them.")
         real_labels = real_labels.to(real_features.device)
         counts = torch.bincount(real_labels)
-        check_way(counts, way)
+        check_way(counts, max(self.ways))
         sums = torch.zeros(len(counts), real_features.shape[1], dtype=torch.float64, device=real_features.device)
         sums.index_add_(0, real_labels, real_features.double())
-        self.way = way
         self.seed = seed
         self.means: Tensor
         self.counts: Tensor
@@ -49,7 +58,12 @@ class FewShotAccuracy(IndexedMetric):
         self.register_buffer("means", sums / counts.clamp(min=1).unsqueeze(1), persistent=False)
         self.register_buffer("counts", counts, persistent=False)
         self.register_buffer("classes", torch.nonzero(counts >= 2).squeeze(1), persistent=False)
-        self.add_rows("hits", (), torch.bool)
+        self.add_rows("hits", (len(self.ways),), torch.bool)
+
+    @property
+    def chance(self) -> Tensor:
+        """Accuracy of guessing, 1 / way, in the form of `compute`'s."""
+        return self._shaped(1 / torch.tensor(self.ways, dtype=torch.float64))
 
     def update(self, features: Tensor, labels: Tensor, index: Tensor, leave_one_out: bool = False) -> None:
         """Add images.
@@ -65,15 +79,16 @@ class FewShotAccuracy(IndexedMetric):
         features, labels, index = features[taking_part], labels[taking_part], index.to(labels.device)[taking_part]
         others = self._others(index, labels)
         own = (features - self.means[labels]).norm(dim=1)
-        nearest_other = (features.unsqueeze(1) - self.means[others]).norm(dim=2).amin(dim=1)
+        other = (features.unsqueeze(1) - self.means[others]).norm(dim=2)
         if leave_one_out:
             # x - (N mean - x) / (N - 1) = (x - mean) N / (N - 1)
             count = self.counts[labels]
             own = own * count / (count - 1)
-        self.append("hits", index, own < nearest_other)
+        hits = [own < other[:, : way - 1].amin(dim=1) for way in self.ways]
+        self.append("hits", index, torch.stack(hits, dim=1))
 
     def compute(self) -> Tensor:
-        """Accuracy, a float64 scalar in [0, 1]; collective.
+        """Accuracy, a float64 scalar in [0, 1], or (ways,) if several were given. Collective.
 
         Raises:
             EvaluationError: no image of a class that takes part.
@@ -81,13 +96,19 @@ class FewShotAccuracy(IndexedMetric):
         _, hits = self.gathered("hits")
         if len(hits) == 0:
             raise EvaluationError("few_shot_accuracy has no image of a class with at least 2 real images to judge.")
-        return hits.double().mean()
+        return self._shaped(hits.double().mean(dim=0))
+
+    def _shaped(self, figures: Tensor) -> Tensor:
+        return figures[0] if isinstance(self.way, int) else figures
 
     def _others(self, index: Tensor, labels: Tensor) -> Tensor:
-        """way - 1 classes other than its own for each image, (n, way - 1), by (seed, index) alone."""
+        """Classes other than its own for each image, (n, max(ways) - 1), by (seed, index) alone.
+
+        A smaller way takes the first way - 1 of them.
+        """
         keys = _hash(index.cpu().numpy()[:, None], np.arange(len(self.classes)), self.seed)
         keys[(labels.unsqueeze(1) == self.classes).cpu().numpy()] = np.iinfo(np.uint64).max
-        drawn = np.argsort(keys, axis=1, kind="stable")[:, : self.way - 1]
+        drawn = np.argsort(keys, axis=1, kind="stable")[:, : max(self.ways) - 1]
         return self.classes[torch.from_numpy(drawn).to(self.classes.device)]
 
 

@@ -13,7 +13,8 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
 
     |mu_1 - mu_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1 S_2)^(1/2)), Heusel et al. 2017, eq. 6. With S = A^T A the last
     trace is the sum of singular values of A_1 A_2^T, which needs no square root of rounding errors and, for n < d, no
-    d x d matrix: exact where the usual eigenvalues of S_1 S_2 lose half of the digits. NaN when a feature is.
+    d x d matrix: exact where the usual eigenvalues of S_1 S_2 lose half of the digits. It is this one form for any n
+    and m; see `is_low_rank` for A. NaN when a feature is.
     """
     if not (generated.isfinite().all() and real.isfinite().all()):
         return math.nan
@@ -26,8 +27,13 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
     return max(0.0, float(mean_difference.dot(mean_difference)) + float(traces - 2 * cross))
 
 
+def is_low_rank(num: int, dim: int) -> bool:
+    """Whether the covariance of `num` images' `dim` features is rank deficient: A is then the centred features."""
+    return num <= dim
+
+
 def _covariance_root(features: Tensor) -> Tensor:
     """A of A^T A = covariance: the centred features themselves (n, d), or their triangular factor (d, d) if n > d."""
     features = features.double()
     centred = (features - features.mean(dim=0)) / math.sqrt(len(features) - 1)
-    return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
+    return centred if is_low_rank(*centred.shape) else torch.linalg.qr(centred, mode="r").R

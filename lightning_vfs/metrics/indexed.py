@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -83,3 +83,27 @@ class IndexedMetric(Metric):
             state = getattr(self, name)
             if isinstance(state, list) and not state:
                 state.append(empty.to(self.device))
+
+
+class IndexedRows(IndexedMetric):
+    """Rows of several names, gathered from all ranks in the order of their samples.
+
+    Args:
+        shapes: of a row, by name.
+        dtype: of all rows.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            self.add_rows(f"rows_{name}", shape, dtype)
+
+    def update(self, rows: Mapping[str, Tensor], index: Tensor) -> None:
+        """Add rows (n, ...) by name, of the global sample indices (n,)."""
+        for name, values in rows.items():
+            self.append(f"rows_{name}", index, values)
+
+    def compute(self) -> dict[str, Tensor]:
+        """All rows (m, ...) by name. Collective."""
+        return {name: self.gathered(f"rows_{name}")[1] for name in self.names}

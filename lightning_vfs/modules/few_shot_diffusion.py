@@ -14,12 +14,16 @@ from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
+from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
 from lightning_vfs.core.samplers import SamplerName, sample
 from lightning_vfs.core.sets import complete, leave_one_out
 from lightning_vfs.modules.context import GaussianContext
 from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.noise import START, indexed_normal
 from lightning_vfs.modules.set_encoder import SetEncoder
+
+# Timestep t of the variational bound takes the noise stream _BOUND - t, clear of those of `modules.noise`.
+_BOUND = -1000
 
 
 class FewShotDiffusion(nn.Module):
@@ -170,6 +174,44 @@ class FewShotDiffusion(nn.Module):
             ]
         )
         return rearrange(images, "(b m) c h w -> b m c h w", m=num_images)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self, x_0: Tensor, support: Tensor, index: Tensor, steps: int | None = None, seed: int = 0
+    ) -> BitsPerDim:
+        """Variational bound of images given their supports, in bits per dimension (Nichol and Dhariwal 2021, eq. 4).
+
+        The noise of an image at a timestep depends on its global index, the timestep and the seed alone. With a
+        variational context the figure is that of its posterior's mean, and the context's own KL is not in it.
+
+        Args:
+            x_0: 8-bit images (b, c, h, w) scaled to [-1, 1].
+            support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; without the image itself.
+            index: int64 (b,), global indices of the images.
+            steps: timesteps of the process that are taken; all by default. Fewer of them are another, coarser model.
+            seed: seed of the noise.
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ConfigError: steps out of range.
+            ValueError: images, supports and indices do not go together, or images of another shape than the model's.
+        """
+        if x_0.shape != (*support.shape[:1], *support.shape[2:]) or index.shape != x_0.shape[:1]:
+            raise ValueError(
+                "bits_per_dim takes images (b, c, h, w), their supports (b, k, c, h, w) and indices (b,); "
+                f"got {tuple(x_0.shape)}, {tuple(support.shape)} and {tuple(index.shape)}."
+            )
+        process = self.diffusion.respaced(self.config.diffusion.timesteps if steps is None else steps)
+        x_0, index, contexts = x_0.to(self._where), index.to(self._where), self._contexts_of(support)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.denoiser(x_t, t, contexts(t[0])).float()
+
+        def noise(step: int) -> Tensor:
+            return indexed_normal(index, tuple(x_0.shape[1:]), seed, _BOUND - int(process.timesteps[step]))
+
+        with self._evaluating():
+            return bits_per_dim(denoise, x_0, process, noise)
 
     def _contexts_of(self, support: Tensor) -> Callable[[Tensor], Tensor]:
         """Contexts of the supports at a timestep t (a scalar tensor); encoded once unless the encoder sees t."""

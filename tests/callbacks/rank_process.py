@@ -14,18 +14,22 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
-from lightning_vfs.callbacks.split_evaluation import Share, SplitEvaluation
+from lightning_vfs.callbacks.share import Share
+from lightning_vfs.callbacks.split_evaluation import EvaluationPlan, SplitEvaluation
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.metrics import FidelityMetric, ImageFeatures
+from lightning_vfs.metrics.fidelity import FidelityOptions
 
 
 def split_figures(rank, world_size, num_images, num_real):
-    evaluation = SplitEvaluation(
-        "test", Patterns().split("test"), ImageFeatures(TINY), num_images, num_real, None if num_real else 5, seed=0
-    )
+    ways = () if num_real else (2, 5)
+    metrics = ("fid",) if num_real else ("fid", "kid", "isc", "prc")
+    plan = EvaluationPlan(num_images, num_real, ways, options=FidelityOptions(kid_subset_size=20, isc_splits=2))
+    evaluation = SplitEvaluation("test", Patterns().split("test"), ImageFeatures(TINY, metrics), plan)
     share = Share(rank, world_size, batch_size=7, device=torch.device("cpu"), show_progress=False)
     # Twice: the second time with the real features that were kept.
-    return [evaluation.figures(Painter().generate, 3, share) for _ in range(2)]
+    results = [evaluation.evaluate(None, Painter().generate, 3, share) for _ in range(2)]
+    return [{name: figure.value for name, figure in result.figures.items()} for result in results]
 
 
 def error_of_an_empty_metric():

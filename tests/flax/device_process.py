@@ -17,21 +17,21 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 def main(folder: Path) -> None:
     model = FlaxVFSDDPM.from_pretrained(folder)
     support, devices = np.load(folder / "support.npy"), jax.devices()
-    generate, report = sampling.generate, {"devices": len(devices)}
+    generate, report = sampling.generate, {"devices": len(devices), "parts": [], "collectives": []}
     images = {"one": model.sample(support, 6, 4)}
+    compiled = []
 
-    def watched(*args, **kwargs):
-        out = generate(*args, **kwargs)
-        compiled = generate.lower(*args, **kwargs).compile().as_text()
-        report["parts"] = [shard.data.shape for shard in out.addressable_shards]
-        report["spread_over"] = len({(shard.device, str(shard.index)) for shard in out.addressable_shards})
-        report["collectives"] = [name for name in COLLECTIVES if name in compiled]
+    def watched(networks, *args, **options):
+        if not compiled:
+            compiled.append(generate.lower(networks, *args, **options).compile())
+            text = compiled[0].as_text()
+            report["collectives"] = [name for name in COLLECTIVES if name in text]
+        out = compiled[0](*args)
+        report["parts"].append([(str(shard.index[0]), *shard.data.shape) for shard in out.addressable_shards])
         return out
 
     sampling.generate = watched
-    images["four"] = model.sample(support, 6, 4, devices=devices)
-    sampling.generate = generate
-    images["four_in_batches"] = model.sample(support, 6, 4, batch_size=5, devices=devices)
+    images["four"] = model.sample(support, 6, 4, batch_size=5, devices=devices)
     np.savez(folder / "images.npz", **images)
     print(json.dumps(report | {"torch": "torch" in sys.modules}))
 

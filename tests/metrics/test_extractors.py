@@ -1,15 +1,21 @@
 """ImageFeatures: extractors by name, and what a user hears when their weights can't be had."""
 
+import hashlib
 import pickle
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.metrics import INCEPTION, ImageFeatures
+from lightning_vfs.metrics import INCEPTION, METRICS, FidelityMetric, FidelityOptions, ImageFeatures, glyph_cnn
+from lightning_vfs.metrics.extractors import _sha256_of_tensors
+
+GLYPH_WEIGHTS = Path(glyph_cnn.__file__).with_name("glyph_cnn.safetensors")
 
 
 @pytest.fixture
@@ -88,44 +94,115 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
     assert not ran.exists()
 
 
+def test_weights_of_another_network_in_the_same_format_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for weights in ({"x": torch.zeros(3)}, {"head.bias": torch.zeros(3)}, load_file(GLYPH_WEIGHTS) | {"x": torch.ones(1)}):
+        save_file(weights, path)
+        with pytest.raises(EvaluationError, match=r"weights\.safetensors .* another network"):
+            ImageFeatures("glyph-cnn", weights_path=path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 200_000])
+def test_truncated_safetensors_are_refused(tmp_path, size):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(GLYPH_WEIGHTS.read_bytes()[:size])
+    with pytest.raises(EvaluationError, match=rf"weights\.safetensors \({size:,} bytes\) does not hold .* damaged"):
+        ImageFeatures("glyph-cnn", weights_path=path)
+
+
+def test_layers_are_the_extractors_own_for_each_metric(tiny):
+    features = ImageFeatures(tiny, metrics=("fid", "isc", "prc"))
+    assert features.layers == {"fid": "6", "isc": "logits", "prc": "6"}
+    assert features.dims == {"6": 6, "logits": 5}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"), [(("fid", "recall"), "no metric 'recall'"), ((), "no metric to compute"), ("fid", "'f'")]
+)
+def test_unknown_metrics_are_refused_with_the_known_ones(tiny, metrics, found):
+    with pytest.raises(EvaluationError, match=rf"There is .*{found}; known: fid, kid, isc, prc"):
+        ImageFeatures(tiny, metrics=metrics)
+
+
+def test_a_metric_that_the_extractor_has_no_layer_for_is_named(tiny, monkeypatch):
+    layers = {"fid": "6"}
+    extractor = FEATURE_EXTRACTORS_REGISTRY[tiny]
+    monkeypatch.setattr(extractor, "get_default_feature_layer_for_metric", staticmethod(layers.__getitem__))
+    with pytest.raises(EvaluationError, match=r"'tiny-metrics' names no layer for metric 'isc'"):
+        ImageFeatures(tiny, metrics=("fid", "isc"))
+
+
+def test_weights_are_known_by_the_hash_of_their_file(tmp_path):
+    shipped = hashlib.sha256(GLYPH_WEIGHTS.read_bytes()).hexdigest()
+    assert ImageFeatures("glyph-cnn").weights_sha256 == shipped
+    given = tmp_path / "weights.safetensors"
+    save_file(load_file(GLYPH_WEIGHTS) | {"head.bias": torch.zeros_like(load_file(GLYPH_WEIGHTS)["head.bias"])}, given)
+    found = ImageFeatures("glyph-cnn", weights_path=given).weights_sha256
+    assert found == hashlib.sha256(given.read_bytes()).hexdigest() != shipped
+
+
+def test_downloaded_weights_are_known_by_the_hash_of_their_file(tmp_path, monkeypatch, untrained_inception):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def download(url, progress):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / url.split("/")[-1]).write_bytes(b"weights")
+
+    untrained_inception(monkeypatch, download)
+    assert ImageFeatures(INCEPTION).weights_sha256 == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_weights_without_a_file_are_known_by_the_hash_of_their_tensors(tiny):
+    features = ImageFeatures(tiny)
+    found = features.weights_sha256
+    assert len(found) == 64
+    assert ImageFeatures(tiny, metrics=("kid", "isc")).weights_sha256 == found
+    changed = ImageFeatures(tiny)
+    changed._extractor.weights[3, 2] += 1e-6
+    assert changed.weights_sha256 != found
+
+
+def test_hash_of_tensors_takes_all_types_and_any_order_and_sees_names_and_shapes():
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2, dtype=torch.bfloat16).T, "c": torch.tensor(3), "d": torch.empty(0)}
+    found = _sha256_of_tensors(tensors)
+    assert _sha256_of_tensors(dict(reversed(tensors.items()))) == found
+    for changed in ({"a": torch.arange(6.0).view(2, 3)}, {"c": torch.tensor(4)}, {"e": torch.empty(0)}):
+        assert _sha256_of_tensors(tensors | changed) != found
+
+
+def test_features_are_of_the_stated_type(tiny, images):
+    features = ImageFeatures(tiny)
+    assert str(features(images(2))["6"].dtype) == f"torch.{features.dtype}"
+
+
+@pytest.fixture
+def untrained_inception():
+    """(monkeypatch, download) -> Inception can be built without a network, with random weights."""
+
+    def patch(monkeypatch, download):
+        monkeypatch.setattr(inception, "load_state_dict_from_url", download)
+        monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *args, **kwargs: None)
+
+    return patch
+
+
 @pytest.mark.slow
-def test_true_inception_architecture_with_random_weights(tmp_path, images, monkeypatch):
-    import torch_fidelity
-
-    from lightning_vfs.metrics import FidelityMetric
-
+def test_true_inception_architecture_with_random_weights(tmp_path, images, monkeypatch, untrained_inception, command):
     path = tmp_path / "inception.pth"
     torch.manual_seed(0)
     with monkeypatch.context() as patch:
-        patch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: None)
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda *a, **k: None)
+        untrained_inception(patch, lambda url, progress: None)
         network = FEATURE_EXTRACTORS_REGISTRY[INCEPTION](INCEPTION, ["2048"])
     torch.save(network.state_dict(), path)
 
-    features = ImageFeatures(weights_path=path)
-    assert features.layers == {"fid": "2048"}
-    assert features.dims == {"2048": 2048}
-    metric = FidelityMetric(features)
-    for real, batch in ((False, images(6, seed=1)), (True, images(5, seed=2))):
-        metric.update(batch, real=real, index=torch.arange(len(batch)))
-    command = torch_fidelity.calculate_metrics(
-        input1=_Listed(images(6, seed=1)),
-        input2=_Listed(images(5, seed=2)),
-        fid=True,
-        feature_extractor_weights_path=str(path),
-        cuda=False,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    assert metric.compute()["fid"].item() == pytest.approx(command["frechet_inception_distance"], rel=1e-4)
-
-
-class _Listed(torch.utils.data.Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        return self.images[i]
+    features = ImageFeatures(metrics=METRICS, weights_path=path)
+    assert features.layers == {"fid": "2048", "kid": "2048", "isc": "logits_unbiased", "prc": "2048"}
+    assert features.dims == {"2048": 2048, "logits_unbiased": 1008}
+    options = {"kid_subset_size": 4, "isc_splits": 2}
+    metric = FidelityMetric(features, options=FidelityOptions(**options))
+    generated, real = images(6, seed=1), images(5, seed=2)
+    metric.update(generated, real=False, index=torch.arange(6))
+    metric.update(real, real=True, index=torch.arange(5))
+    expected = command(generated, real, METRICS, INCEPTION, feature_extractor_weights_path=str(path), **options)
+    assert {name: figure.item() for name, figure in metric.compute().items()} == pytest.approx(expected, rel=1e-4)
+    assert metric.notes()["fid"].endswith("6 generated and 5 real images, 2,048 features")

@@ -7,6 +7,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from lightning_vfs.metrics import frechet_distance
+from lightning_vfs.metrics.frechet import is_low_rank
 
 
 def gaussian_sample(num, mean, deviation, seed):
@@ -54,3 +55,9 @@ def test_is_nan_when_a_feature_is():
     a, b = features(50, 8, seed=1), features(60, 8, seed=2)
     a[3, 2] = math.nan
     assert math.isnan(frechet_distance(a, b))
+
+
+@pytest.mark.parametrize("num", [2, 7, 8, 9, 20])
+def test_low_rank_is_what_the_covariance_is(num):
+    covariance = torch.cov(torch.randn(num, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).T)
+    assert is_low_rank(num, 8) == (torch.linalg.matrix_rank(covariance) < 8)

@@ -1,0 +1,140 @@
+"""The real images of a split as features: computed once, kept on disk, and held against each other for a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_vfs.callbacks.share import Share
+from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.data.images import ClassImages
+from lightning_vfs.metrics import ImageFeatures
+from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
+from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
+from lightning_vfs.metrics.indexed import IndexedRows
+
+RESIZE = "inside the extractor, as torch-fidelity's does"
+
+
+class RealImages:
+    """Real images that generated ones are compared with, and others for the floor.
+
+    The floor of a figure is the same metric between two disjoint sets of real images, of the numbers of generated and
+    of real images. Where there are too few, all real images are divided in that proportion.
+
+    Args:
+        name: the split as it is called in progress bars.
+        images: the split.
+        features: the extractor.
+        num_real_images: real images to compare with, the first targets of the episodes; None for all of the split.
+        num_images: generated images.
+        seed: draws them.
+
+    Attributes:
+        chosen: (m,) int64, indices of the real images in the split.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: ClassImages,
+        features: ImageFeatures,
+        num_real_images: int | None,
+        num_images: int,
+        seed: int,
+    ) -> None:
+        self.name, self.images, self.extractor = name, images, features
+        self.num_images, self.seed = num_images, seed
+        self.chosen = np.arange(len(images))
+        if num_real_images is not None:
+            self.chosen = images.episodes(num_real_images, 1, seed).targets
+        left = np.setdiff1d(np.arange(len(images)), self.chosen)
+        others = np.random.default_rng((seed, 2)).permutation(left)[:num_images]
+        self._pool = np.concatenate([self.chosen, others])
+        self._rows: dict[str, Tensor] | None = None
+        self._floors: dict[str, float] | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes (m,) of the chosen images."""
+        return torch.from_numpy(self.images.labels[self.chosen])
+
+    @cached_property
+    def pixels_sha256(self) -> str:
+        """SHA-256 of all images of the split, in order."""
+        return pixels_sha256(self._batches(np.arange(len(self.images))))
+
+    def _batches(self, indices: np.ndarray) -> Iterator[Tensor]:
+        return (self.images.bytes(indices[i : i + 4096]) for i in range(0, len(indices), 4096))
+
+    @property
+    def floor_sizes(self) -> tuple[int, int]:
+        """Images in the two sets that are held against each other."""
+        generated, real, pool = self.num_images, len(self.chosen), len(self._pool)
+        if pool >= generated + real:
+            return generated, real
+        first = min(max(1, round(pool * generated / (generated + real))), pool - 1)
+        return first, pool - first
+
+    def features(self, share: Share) -> dict[str, Tensor]:
+        """Features (m, d) of the chosen images by layer, on the CPU; of all ranks on every rank. Collective."""
+        if self._rows is None:
+            with share.timing("features"):
+                self._rows = self._all_features(share)
+        return {layer: rows[: len(self.chosen)] for layer, rows in self._rows.items()}
+
+    def floors(self, share: Share, options: FidelityOptions) -> dict[str, float]:
+        """Floors by the names of figures, of the metrics that the sets are large enough for. Collective."""
+        if self._floors is None:
+            self.features(share)
+            with share.timing("distance"):
+                self._floors = self._compute_floors(options)
+        return self._floors
+
+    def _all_features(self, share: Share) -> dict[str, Tensor]:
+        source = FeatureSource(
+            images_sha256=pixels_sha256(self._batches(self._pool)),
+            num_images=len(self._pool),
+            extractor=self.extractor.name,
+            dims=self.extractor.dims,
+            weights_sha256=self.extractor.weights_sha256,
+            dtype=self.extractor.dtype,
+            resize=RESIZE,
+        )
+        cached = load_features(source)
+        # Ranks of different machines may see different caches, and all of them have to take the same way.
+        if share.on_all_ranks(cached is not None):
+            assert cached is not None
+            return cached
+        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(share.device)
+        for batch in share.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
+            images = self.images.bytes(self._pool[batch]).to(share.device)
+            gathered.update(self.extractor(images), torch.from_numpy(batch))
+        rows = {layer: values.cpu() for layer, values in gathered.compute().items()}
+        if share.rank == 0:
+            store_features(source, rows)
+        return rows
+
+    def _compute_floors(self, options: FidelityOptions) -> dict[str, float]:
+        """The same on all ranks, since each has all features; so that none waits for another."""
+        assert self._rows is not None
+        first, _ = self.floor_sizes
+        if len(self._pool) >= self.num_images + len(self.chosen):
+            sets = np.arange(len(self.chosen), len(self._pool)), np.arange(len(self.chosen))
+        else:
+            order = np.random.default_rng((self.seed, 3)).permutation(len(self._pool))
+            sets = order[:first], order[first:]
+        floors: dict[str, float] = {}
+        for metric, layer in self.extractor.layers.items():
+            one, other = (self._rows[layer][torch.from_numpy(np.sort(rows))] for rows in sets)
+            try:
+                check_enough([metric], len(one), len(other), options)
+            except EvaluationError:
+                continue  # a floor that cannot be had is None in the record
+            found = fidelity_figures(metric, one, other, options)
+            floors |= {name: found[name] for name in FIGURES[metric]}
+        return floors

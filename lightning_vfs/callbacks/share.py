@@ -1,0 +1,62 @@
+"""What one rank does of a job, and how long its parts take."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of an evaluation: every `world_size`-th sample from `rank`, in batches, on its device.
+
+    Attributes:
+        seconds: time taken so far, by what was done.
+    """
+
+    rank: int
+    world_size: int
+    batch_size: int
+    device: torch.device
+    show_progress: bool
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def batches(self, total: int, doing: str) -> Iterator[np.ndarray]:
+        """This rank's global sample indices below `total`, with a progress bar."""
+        mine = np.arange(self.rank, total, self.world_size)
+        with tqdm(
+            total=len(mine), desc=doing, unit=" images", leave=False, mininterval=1, disable=not self.show_progress
+        ) as bar:
+            for start in range(0, len(mine), self.batch_size):
+                batch = mine[start : start + self.batch_size]
+                yield batch
+                bar.update(len(batch))
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Add the time taken inside to `seconds`."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[what] += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def on_all_ranks(self, flag: bool) -> bool:
+        """Whether the flag is set on every rank; collective."""
+        if self.world_size == 1:
+            return flag
+        flags: list[bool] = [False] * self.world_size
+        torch.distributed.all_gather_object(flags, flag)
+        return all(flags)

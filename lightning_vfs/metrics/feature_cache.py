@@ -1,0 +1,163 @@
+"""A cache on disk for the features of real images, under a key of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_vfs.data.cache import DamagedCacheWarning, content_key, default_cache_dir
+from lightning_vfs.metrics.record import hash_of, replacing
+
+FORMAT = 1
+"""Version of the files; to be raised when the same key would give other features."""
+
+
+def pixels_sha256(images: Iterable[Tensor]) -> str:
+    """SHA-256 of images with their shapes, in order, however they are divided into batches.
+
+    Args:
+        images: batches uint8 (n, c, h, w); one at a time is held in memory.
+
+    Raises:
+        ValueError: images of another type or shape.
+    """
+    sha, count = hashlib.sha256(), 0
+    shape: tuple[int, ...] = (0, 0, 0)
+    for batch in images:
+        if batch.dtype != torch.uint8 or batch.ndim != 4:
+            raise ValueError(f"Images to hash are uint8 (n, c, h, w); got {batch.dtype} {tuple(batch.shape)}.")
+        if len(batch) == 0:
+            continue
+        if count and tuple(batch.shape[1:]) != shape:
+            sha.update(_run(shape, count))
+            count = 0
+        shape, count = tuple(batch.shape[1:]), count + len(batch)
+        sha.update(memoryview(batch.cpu().contiguous().numpy()))
+    sha.update(_run(shape, count))
+    return sha.hexdigest()
+
+
+def _run(shape: tuple[int, ...], count: int) -> bytes:
+    """What ends a run of images of one shape. At its end, since it can then be told from pixels: from the back."""
+    return np.array([*shape, count], dtype="<i8").tobytes()
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Everything that the features of real images depend on.
+
+    Args:
+        images_sha256: `pixels_sha256` of the images.
+        num_images: how many they are (n).
+        extractor: its name.
+        dims: width of every layer's features (d), by layer (`ImageFeatures.dims`).
+        weights_sha256: of the extractor's weights.
+        dtype: that the extractor computes in.
+        resize: rule by which images get the extractor's size.
+    """
+
+    images_sha256: str
+    num_images: int
+    extractor: str
+    dims: Mapping[str, int]
+    weights_sha256: str
+    dtype: str
+    resize: str
+
+    def describe(self) -> dict[str, str]:
+        """All of it as strings, with the versions of torch-fidelity and of the files; the same in every process."""
+        values = asdict(self) | {"torch_fidelity": version("torch-fidelity"), "format": FORMAT}
+        return {name: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for name, v in values.items()}
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of `describe`."""
+        return content_key(self.describe())
+
+    def path(self, folder: Path | None = None) -> Path:
+        """The file of these features in a cache folder, by default the package's."""
+        return (folder or default_cache_dir()) / "features" / f"{self.key}.safetensors"
+
+
+def load_features(source: FeatureSource, folder: Path | None = None) -> dict[str, Tensor] | None:
+    """Features (n, d) float32 by layer; None where there are none yet, or none that can be used.
+
+    Args:
+        source: what they are features of.
+        folder: of the cache; None for the package's.
+
+    Warns:
+        DamagedCacheWarning: the file is damaged; the features are to be computed again.
+    """
+    path = source.path(folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            features = {layer: file.get_tensor(layer) for layer in file.keys()}  # noqa: SIM118 - it is no dict
+            metadata = file.metadata() or {}
+        problem = _problem(source, features)
+        if not problem and metadata != source.describe() | {"features_sha256": _sha256(features)}:
+            problem = "its features are not those that it was written with"
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        warnings.warn(
+            f"The cache file {path} is damaged ({problem}): computing the features of the real images again.",
+            DamagedCacheWarning,
+            stacklevel=2,
+        )
+        return None
+    return features
+
+
+def store_features(source: FeatureSource, features: Mapping[str, Tensor], folder: Path | None = None) -> None:
+    """Write features (n, d) float32 by layer; the file appears complete, also where several processes write it.
+
+    Args:
+        source: what they are features of.
+        features: as `load_features` is to give them, on any device.
+        folder: of the cache, which is made where it is missing; None for the package's.
+
+    Warns:
+        UserWarning: they cannot be written, or are not finite or of another shape; the evaluation can go on.
+    """
+    path = source.path(folder)
+    tensors = {layer: rows.detach().cpu().contiguous() for layer, rows in features.items()}
+    problem = _problem(source, tensors)
+    if not problem:
+        try:
+            with replacing(path) as temporary:
+                save_file(tensors, temporary, source.describe() | {"features_sha256": _sha256(tensors)})
+        except (SafetensorError, OSError) as error:
+            problem = f"{error}; the environment variable LIGHTNING_VFS_CACHE names another folder"
+    if problem:
+        warnings.warn(f"Features of real images are not cached in {path} ({problem}).", stacklevel=2)
+
+
+def _problem(source: FeatureSource, features: Mapping[str, Tensor]) -> str:
+    """Why these cannot be the features of the source; empty where they can."""
+    if set(features) != set(source.dims):
+        return f"it has the layers {', '.join(sorted(features))}, not {', '.join(sorted(source.dims))}"
+    for layer, rows in features.items():
+        expected = (source.num_images, source.dims[layer])
+        if rows.dtype != torch.float32 or tuple(rows.shape) != expected:
+            return f"layer {layer} is {rows.dtype} {tuple(rows.shape)}, not torch.float32 {expected}"
+        if not rows.isfinite().all():
+            return f"layer {layer} has values that are not finite"
+    return ""
+
+
+def _sha256(features: Mapping[str, Tensor]) -> str:
+    return hash_of(*(part for layer in sorted(features) for part in (layer, features[layer].numpy())))

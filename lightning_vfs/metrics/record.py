@@ -1,0 +1,535 @@
+"""The record of an evaluation: its figures, everything that they depend on, and whether two records are comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from lightning_vfs import __version__
+from lightning_vfs.core.errors import EvaluationError
+
+SCHEMA = 1
+"""Version of the fields below; to be raised with every change of them."""
+
+
+# -- what a field is to a comparison: `compare` and the tests read it off the field's type -----------------------------
+
+
+class Reason(NamedTuple):
+    """A field that changes the figures of one and the same model: records that differ in it are not comparable.
+
+    Args:
+        effect: what another value does to the figures.
+        option: of one metric, whose value is None, and not compared, where that metric was not computed.
+    """
+
+    effect: str
+    option: bool = False
+
+
+class Remark(NamedTuple):
+    """A field that is told where it differs, but that does not stand in the way of a comparison."""
+
+    effect: str
+
+
+class Compared(NamedTuple):
+    """A field that is compared."""
+
+
+# -- the schema -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and its floor.
+
+    Args:
+        value: NaN where generated images were not finite.
+        floor: the same metric between two disjoint sets of real images; None where there is none.
+        floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
+        chance: what guessing gives, of an accuracy.
+    """
+
+    value: Annotated[float, Compared()]
+    floor: Annotated[float | None, Compared()] = None
+    floor_images: Annotated[tuple[int, int] | None, Compared()] = None
+    chance: Annotated[float | None, Compared()] = None
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model that was evaluated.
+
+    Args:
+        checkpoint: its file; None for a model that is evaluated while it is trained.
+        checkpoint_sha256: of that file.
+        global_step: optimizer steps that it was trained for; None where it is not known.
+        weights: the averaged ones (EMA), or those that the optimizer steps.
+        averaging_decay: decay of the average, where it is known.
+    """
+
+    checkpoint: Annotated[str | None, Remark("this is what is compared")]
+    checkpoint_sha256: Annotated[str | None, Remark("this is what is compared")]
+    global_step: Annotated[int | None, Remark("this is what is compared")]
+    weights: Annotated[
+        Literal["averaged", "raw"], Reason("averaged weights give other figures than raw ones of the same run")
+    ]
+    averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data.
+
+    Args:
+        dataset: its name, for people; the images themselves are held by `SplitRecord.images_sha256`.
+        image_size: height and width of an image in pixels.
+        channels: channels of an image.
+    """
+
+    dataset: Annotated[str, Reason("figures of different data")]
+    image_size: Annotated[int, Reason("features see images of another size")]
+    channels: Annotated[int, Reason("features see grey in place of colour")]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What was generated for a split, and compared with what.
+
+    Args:
+        data_split: the split of the data module.
+        classes: names of its classes, in order.
+        num_images: images generated.
+        num_real_images: real images that they are compared with.
+        generated_per_class: images generated for each class.
+        real_per_class: real images of each class.
+        images_sha256: pixels of all images of the split, in order (`feature_cache.pixels_sha256`).
+        real_images_sha256: list of the real images, as `hash_of` their indices.
+        supports_sha256: list of the held-out images and of their supports, as `hash_of` their indices.
+    """
+
+    data_split: Annotated[str, Reason("other classes are evaluated")]
+    classes: Annotated[tuple[str, ...], Reason("other images are generated, and compared with other ones")]
+    num_images: Annotated[int, Reason("FID is biased by the number of images")]
+    num_real_images: Annotated[int, Reason("FID is biased by the number of images")]
+    generated_per_class: Annotated[dict[str, int], Reason("classes have another weight in the figures")]
+    real_per_class: Annotated[dict[str, int], Reason("classes have another weight in the figures")]
+    images_sha256: Annotated[str, Reason("the images of the split are not the same")]
+    real_images_sha256: Annotated[str, Reason("the figures are against other real images")]
+    supports_sha256: Annotated[str, Reason("images are generated from other supports")]
+
+
+@dataclass(frozen=True)
+class SamplingRecord:
+    """How images were generated.
+
+    Args:
+        sampler: `ddim` or `ddpm`.
+        steps: timesteps that it took.
+        eta: of DDIM; None for a sampler without.
+        guidance: scale of classifier-free guidance; None without guidance.
+        shots: images in a support.
+        held_out: what leave-one-out does with the image that is generated (`SetConfig.held_out`).
+        precision: the trainer's, in which the network ran.
+        seed: draws supports and noise.
+    """
+
+    sampler: Annotated[str, Reason("another sampler makes other images of the same model")]
+    steps: Annotated[int, Reason("more steps make other, mostly better, images of the same model")]
+    eta: Annotated[float | None, Reason("another eta makes other images of the same model")]
+    guidance: Annotated[float | None, Reason("guidance trades variety for likeness")]
+    shots: Annotated[int, Reason("more images of a class tell more of it")]
+    held_out: Annotated[str, Reason("the model is told other things of the class")]
+    precision: Annotated[str, Reason("the same model makes slightly other images")]
+    seed: Annotated[int, Remark("other noise, and other supports; figures vary with it by chance")]
+
+
+@dataclass(frozen=True)
+class FeaturesRecord:
+    """What turned images into features.
+
+    Args:
+        extractor: name in torch-fidelity's registry.
+        layers: the layer that each metric takes, by metric.
+        weights_sha256: of the extractor's weights.
+        dtype: that it computes in.
+        resize: rule by which images get the extractor's size.
+        rounding: rule by which generated images become uint8.
+    """
+
+    extractor: Annotated[str, Reason("distances in different feature spaces")]
+    layers: Annotated[dict[str, str], Reason("distances in different feature spaces")]
+    weights_sha256: Annotated[str, Reason("distances in different feature spaces")]
+    dtype: Annotated[str, Reason("features are rounded differently")]
+    resize: Annotated[str, Reason("features see images resized differently")]
+    rounding: Annotated[str, Reason("features see generated images rounded differently")]
+
+
+@dataclass(frozen=True)
+class MetricsRecord:
+    """Options of the metrics; None for those of a metric that was not computed.
+
+    Args:
+        kid_subsets: subsets that KID is the mean of.
+        kid_subset_size: images in each of them.
+        kid_seed: draws them.
+        isc_splits: parts that the Inception score is the mean of.
+        prc_neighborhood: nearest neighbours of precision and recall.
+        few_shot_ways: numbers of classes that few_shot_accuracy chooses among.
+    """
+
+    kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
+    kid_subset_size: Annotated[int | None, Reason("KID is that of subsets of another size", option=True)]
+    kid_seed: Annotated[int | None, Reason("KID is that of other subsets", option=True)]
+    isc_splits: Annotated[int | None, Reason("the Inception score is biased by the number of splits", option=True)]
+    prc_neighborhood: Annotated[
+        int | None, Reason("precision and recall grow with the number of neighbours", option=True)
+    ]
+    few_shot_ways: Annotated[
+        tuple[int, ...] | None, Reason("few_shot_accuracy falls with the classes to choose among", option=True)
+    ]
+
+
+@dataclass(frozen=True)
+class LikelihoodRecord:
+    """The variational bound of a split's real images, in bits per dimension; means over images.
+
+    Args:
+        num_images: images that it is the mean of.
+        steps: timesteps of the process.
+        prior: KL(q(x_T | x_0) || N(0, I)).
+        terms: of every step, from the decoder's on; with `prior` they add up to the figure.
+        xstart_mse: mean squared error of the predicted x_0 at every step.
+        eps_mse: mean squared error of the noise at every step.
+    """
+
+    num_images: Annotated[int, Reason("the bound is that of other images")]
+    steps: Annotated[int, Reason("the bound is that of a process of other steps")]
+    prior: Annotated[float, Compared()]
+    terms: Annotated[tuple[float, ...], Compared()]
+    xstart_mse: Annotated[tuple[float, ...], Compared()]
+    eps_mse: Annotated[tuple[float, ...], Compared()]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of what computed the figures; `versions` gives those that are installed."""
+
+    lightning_vfs: Annotated[str, Remark("fields above say what it changed")]
+    torch_fidelity: Annotated[str, Reason("features and distances are torch-fidelity's")]
+    torch: Annotated[str, Remark("figures may differ in their last digits")]
+    torchvision: Annotated[str, Remark("figures may differ in their last digits")]
+    numpy: Annotated[str, Remark("figures may differ in their last digits")]
+    python: Annotated[str, Remark("figures do not depend on it")]
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """Where and how fast the evaluation ran.
+
+    Args:
+        world_size: ranks.
+        batch_size: images generated at a time on each.
+        device: name of one rank's device.
+        generation_seconds: time taken to generate images; likewise for features, and for distances and their floors.
+        versions: of the packages.
+    """
+
+    world_size: Annotated[int, Remark("figures do not depend on it")]
+    batch_size: Annotated[int, Remark("figures do not depend on it")]
+    device: Annotated[str, Remark("figures may differ in their last digits")]
+    generation_seconds: Annotated[float, Remark("time taken")]
+    features_seconds: Annotated[float, Remark("time taken")]
+    distance_seconds: Annotated[float, Remark("time taken")]
+    versions: Versions
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation: its figures, and everything that they depend on.
+
+    Args:
+        figures: by the names that they are logged under, such as `fid/out`.
+        splits: by the names that they are logged under, such as `out`.
+        likelihood: of the splits whose variational bound was computed.
+        notes: what else a reader of the figures must know.
+    """
+
+    figures: dict[str, Figure]
+    model: ModelRecord
+    data: DataRecord
+    splits: dict[str, SplitRecord]
+    sampling: SamplingRecord
+    features: FeaturesRecord
+    metrics: MetricsRecord
+    likelihood: dict[str, LikelihoodRecord]
+    environment: EnvironmentRecord
+    notes: Annotated[tuple[str, ...], Remark("to be read with the figures")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that any JSON can hold, with `schema`; numbers that are not finite become strings (`NaN`)."""
+        return {"schema": SCHEMA, **_plain(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
+        """Build from what `to_dict` gives.
+
+        Raises:
+            EvaluationError: another schema, or fields that are missing, unknown or of another type; all are named.
+        """
+        found = values.get("schema")
+        if found != SCHEMA:
+            raise EvaluationError(
+                "there is no `schema` in it, so that it is no record of an evaluation (fid.json)."
+                if found is None
+                else f"its schema is {found!r}, but this version of lightning_vfs ({__version__}) reads schema "
+                f"{SCHEMA}: evaluate again, or take the version of lightning_vfs that wrote it."
+            )
+        problems = _Problems([], [], [])
+        record = _parsed(cls, {name: value for name, value in values.items() if name != "schema"}, "", problems)
+        if any(problems):
+            kinds = {"missing": problems.missing, "not known": problems.unknown, "of another type": problems.wrong}
+            listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+            raise EvaluationError(
+                f"the record of an evaluation has not the fields of schema {SCHEMA} ({listed}). "
+                "It is damaged or was changed by hand: evaluate again."
+            )
+        return record
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON for people to read; the file appears complete, in place of one that is there.
+
+        Raises:
+            EvaluationError: it cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            with replacing(Path(path)) as temporary:
+                # File names that are no Unicode stand in class names as lone surrogates, which JSON can only escape.
+                temporary.write_bytes(text.encode(errors="backslashreplace"))
+        except OSError as error:
+            raise EvaluationError(f"The record of the evaluation cannot be written to {path}: {error}.") from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> EvaluationRecord:
+        """Read what `write` wrote.
+
+        Raises:
+            EvaluationError: no such file, no JSON, another schema, or fields missing; the message names them.
+        """
+        try:
+            values = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise EvaluationError(
+                f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."
+            ) from error
+        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+            raise EvaluationError(f"{path} is no JSON ({error}): give the fid.json of an evaluation.") from error
+        if not isinstance(values, dict):
+            raise EvaluationError(f"{path} is no record of an evaluation: it holds a {type(values).__name__}.")
+        try:
+            return cls.from_dict(values)
+        except EvaluationError as error:
+            raise EvaluationError(f"{path}: {error}") from None
+
+
+# -- helpers to fill it in --------------------------------------------------------------------------------------------
+
+
+def hash_of(*values: str | np.ndarray) -> str:
+    """16 hexadecimal digits of SHA-256 over strings and arrays (with their type and shape), in order."""
+    sha = hashlib.sha256()
+    for value in values:
+        if isinstance(value, str):
+            kind, content = "str", value.encode(errors="surrogatepass")
+        else:
+            array = np.asarray(value)
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            kind, content = f"{array.dtype.str}{array.shape}", array.tobytes()
+        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        sha.update(f"{kind}:{len(content)}:".encode())
+        sha.update(content)
+    return sha.hexdigest()[:16]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        EvaluationError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read for its SHA-256 ({error.strerror or error}).") from error
+
+
+def versions() -> Versions:
+    """What is installed; imports none of it."""
+    packages = {f.name: version(f.name.replace("_", "-")) for f in fields(Versions) if "torch" in f.name}
+    return Versions(lightning_vfs=__version__, python=platform.python_version(), numpy=version("numpy"), **packages)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, of a name that no other process has, that becomes `path` when all went well.
+
+    Raises:
+        OSError: the folder, which is made if need be, or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name[:20], suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # made for its owner alone, but others may read results and caches
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+class Comparison(NamedTuple):
+    """Why two records are not comparable, and what else differs: one line each."""
+
+    reasons: list[str]
+    remarks: list[str]
+
+    @property
+    def comparable(self) -> bool:
+        return not self.reasons
+
+
+def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
+    """Whether the figures of two evaluations say which model is better, or differ by how they were evaluated.
+
+    Lines name the field, both values, and what the difference does to the figures. Only what both records have is
+    compared; figures that one of them has alone are a remark, or a reason where they share none.
+    """
+    found = Comparison([], [])
+    if alone := _one_sided(first.figures, second.figures):
+        shared = first.figures.keys() & second.figures.keys()
+        lines, effect = (found.remarks, "not compared") if shared else (found.reasons, "there is no figure to compare")
+        lines.append(f"figures: {alone}: {effect}")
+    for kind, name, difference in _differences(first, second):
+        lines = found.reasons if isinstance(kind, Reason) else found.remarks
+        lines.append(f"{name}: {difference}: {kind.effect}")
+    return found
+
+
+def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark, str, str]]:
+    """Kind, name and difference of every field, but for the figures, that is not the same in both."""
+    for name, hint in get_type_hints(type(a), include_extras=True).items():
+        x, y = getattr(a, name), getattr(b, name)
+        if is_dataclass(hint):
+            yield from _differences(x, y)
+        elif name in ("splits", "likelihood"):
+            for split in x:
+                if split in y:
+                    yield from _differences(x[split], y[split], f" of split {split}")
+        elif name != "figures" and not isinstance(hint.__metadata__[0], Compared):
+            (kind,) = hint.__metadata__
+            computed = None not in (x, y) or not getattr(kind, "option", False)
+            if x != y and computed and (difference := _difference(x, y)):
+                yield kind, name + of, difference
+
+
+def _difference(x: Any, y: Any) -> str:
+    """Both values of a field, in words; empty for dictionaries that differ only in what one of them lacks."""
+    if isinstance(x, dict):
+        return _few([f"{key} {_shown(x[key])} against {_shown(y[key])}" for key in x if key in y and x[key] != y[key]])
+    if isinstance(x, tuple) and all(isinstance(name, str) for name in (*x, *y)):
+        return _one_sided(x, y) or "the same in another order"
+    return f"{_shown(x)} against {_shown(y)}"
+
+
+def _one_sided(x: Collection[str], y: Collection[str]) -> str:
+    """What only one of two collections has; empty where there is nothing."""
+    sides = {"first": [name for name in x if name not in y], "second": [name for name in y if name not in x]}
+    return "; ".join(f"only the {side} has {_few(names)}" for side, names in sides.items() if names)
+
+
+def _few(texts: list[str], limit: int = 5) -> str:
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}…"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# -- to plain values and back -----------------------------------------------------------------------------------------
+
+
+class _Problems(NamedTuple):
+    """Fields that are missing, unknown, and of another type."""
+
+    missing: list[str]
+    unknown: list[str]
+    wrong: list[str]
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _parsed(hint: Any, value: Any, where: str, problems: _Problems) -> Any:
+    """A value of the type that the hint names, out of plain ones; what is in its way goes to `problems`."""
+    kind, args = get_origin(hint), get_args(hint)
+    if kind is UnionType:  # each of them is with None
+        return None if value is None else _parsed(args[0], value, where, problems)
+    if is_dataclass(hint) and isinstance(value, dict):
+        hints = get_type_hints(hint)
+        problems.missing.extend(_below(where, name) for name in hints if name not in value)
+        problems.unknown.extend(_below(where, name) for name in value if name not in hints)
+        parts = {n: _parsed(h, value[n], _below(where, n), problems) for n, h in hints.items() if n in value}
+        return None if any(problems) else hint(**parts)  # type: ignore[operator]
+    if kind is dict and isinstance(value, dict):
+        return {name: _parsed(args[1], item, _below(where, name), problems) for name, item in value.items()}
+    if kind is tuple and isinstance(value, list) and (args[-1] is ... or len(args) == len(value)):
+        return tuple(_parsed(args[0], item, where, problems) for item in value)
+    if kind is Literal and value in args:
+        return value
+    if hint is float and (value in ("NaN", "Infinity", "-Infinity") or type(value) in (int, float)):
+        return float(value)
+    if type(value) is hint:
+        return value
+    expected = hint.__name__ if kind is None else str(hint)
+    problems.wrong.append(f"{where} is {str(value)[:40]!r}, not {expected}")
+    return None
+
+
+def _below(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name

@@ -1,0 +1,230 @@
+"""Every array function of the core, on torch and JAX (also under jit, vmap and grad), against NumPy."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace, is_jax_array, is_torch_array
+
+from lightning_vfs import core
+from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, gaussian, likelihood, patches, sample, sets
+from lightning_vfs.core.embeddings import timestep_embedding
+
+torch = pytest.importorskip("torch")
+jax = pytest.importorskip("jax", reason="install the extra `jax`")
+
+STEPS = 500
+RNG = np.random.default_rng(0)
+SETS = RNG.normal(size=(4, 5, 3, 8, 8)).astype(np.float32)
+X_0 = RNG.uniform(-1, 1, (4, 2, 4, 4)).astype(np.float32)
+NOISE, OTHER_NOISE, FRACTION, ERROR = RNG.normal(size=(4, *X_0.shape)).astype(np.float32)
+STEP_NOISES = RNG.normal(size=(4, 2, *X_0.shape[1:])).astype(np.float32)
+# The first step, which has its own formulas, and later ones, but none where an eps, divided by sqrt(alpha_bar), loses
+# the digits that are compared here.
+T = np.array([0, 1, 200, 400])
+# Of the model: small at the first step, and 8-bit images within few bins of the mean, black and white ones too. Further
+# out a bin's probability is the difference of two numbers that float32 cannot tell apart.
+ERROR *= np.array([0.005, 0.5, 0.5, 0.5], np.float32)[:, None, None, None]
+PIXELS = np.stack([np.full_like(X_0[0], -1), np.full_like(X_0[0], 1), *(np.round(X_0[:2] * 127) / 127)])
+PIXELS_MEAN_SCALE = (PIXELS, PIXELS + 0.02 * NOISE, 0.1 * OTHER_NOISE - 3)
+# Small ones: exp differs by a last digit between libraries, and an angle is the timestep times it.
+SMALL_STEPS = np.array([0, 1, 3, 7])
+
+
+class Case:
+    """A function of arrays, all of them with the batch first; what is static is closed over."""
+
+    def __init__(self, name: str, function: Callable[..., Any], *arrays: np.ndarray) -> None:
+        self.name, self.function, self.arrays = name, function, arrays
+
+    def of(self, dtype: type) -> Case:
+        """The same case with its floats of another type."""
+        return Case(self.name, self.function, *(x.astype(dtype) if x.dtype.kind == "f" else x for x in self.arrays))
+
+
+def denoise(x: Any, t: Any, learned: bool) -> Any:
+    """A toy denoiser that depends on the timestep."""
+    xp = array_namespace(x)
+    output = 0.1 * x + xp.reshape(xp.astype(t, x.dtype), (-1, 1, 1, 1)) / STEPS
+    return xp.concat([output, 0.5 * x], axis=1) if learned else output
+
+
+def draw(diffusion: GaussianDiffusion, sampler: Any, eta: float, x: Any, noises: Any, **options: Any) -> Any:
+    model = functools.partial(denoise, learned=diffusion.config.variance == "learned_range")
+    return sample(model, x, diffusion, sampler, eta, lambda step: noises[:, step], **options)
+
+
+def bound(diffusion: GaussianDiffusion, x_0: Any, noises: Any) -> Any:
+    model = functools.partial(denoise, learned=False)
+    return likelihood.bits_per_dim(model, x_0, diffusion, lambda step: noises[:, step])
+
+
+def stop_gradient(x: Any) -> Any:
+    return x.detach() if is_torch_array(x) else jax.lax.stop_gradient(x) if is_jax_array(x) else x
+
+
+# With learned variances the first two add the bound, by factors that differ; the last two are the bound with any.
+LOSSES: dict[str, list[Any]] = {"v": ["mse", "rescaled_mse"], "eps": ["kl"], "x_0": ["mse", "rescaled_kl"]}
+
+
+def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list[Case]:
+    """The functions of a diffusion process."""
+    process = GaussianDiffusion(DiffusionConfig(STEPS, prediction=prediction, variance=variance))
+    x_t = process.q_sample(X_0, T, NOISE)
+    output = process.target(X_0, T, NOISE) + ERROR
+    output = np.concatenate([output, np.tanh(FRACTION)], axis=1) if variance == "learned_range" else output
+    noisy_ddim_step = lambda output, x, t, noise: process.ddim_step(output, x, t, t - 1, 0.7, noise)  # noqa: E731
+    cases = [
+        Case("target", process.target, X_0, T, NOISE),
+        Case("p_mean_variance", process.p_mean_variance, output, x_t, T),
+    ]
+    if prediction == "eps":  # these depend on the schedule alone, or are parts of another process's losses and samples
+        cases += [
+            Case("q_sample", process.q_sample, X_0, T, NOISE),
+            Case("on", lambda x, t, noise: process.on(x).q_sample(x, t, noise), X_0, T, NOISE),
+            Case("q_posterior", process.q_posterior, X_0, x_t, T),
+            Case("predict_xstart", process.predict_xstart, output, x_t, T),
+            Case("ddpm_step", process.ddpm_step, output, x_t, T, OTHER_NOISE),
+            Case("ddim_step", process.ddim_step, output, x_t, T, T - 1),
+            Case("ddim_step, eta 0.7", noisy_ddim_step, output, x_t, T, OTHER_NOISE),
+            Case("variational_bound", process.variational_bound, output, X_0, x_t, T),
+        ]
+    for loss in LOSSES[prediction]:
+        of_loss = GaussianDiffusion(DiffusionConfig(STEPS, prediction=prediction, variance=variance, loss=loss))
+        losses = functools.partial(of_loss.training_losses, stop_gradient=stop_gradient)
+        cases.append(Case(f"training_losses, {loss}", losses, output, X_0, x_t, T, NOISE))
+    sampled = functools.partial(draw, process.respaced(2), sampler, eta)
+    for case in cases:
+        case.name = f"GaussianDiffusion.{case.name} [{prediction}, {variance}]"
+    return [*cases, Case(f"sample, {sampler} [{prediction}, {variance}]", sampled, NOISE, STEP_NOISES)]
+
+
+def all_cases(dtype: type) -> list[Case]:
+    """Every case, its floats of one type. Arrays and processes are new: JAX keeps float32 copies of float64 tables."""
+    float_steps = SMALL_STEPS.astype(np.float32)
+    few_steps = GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept=(0, 200))
+    cases = [
+        Case("leave_one_out", sets.leave_one_out, SETS),
+        Case("complete, 5 to 7", lambda x: sets.complete(x, 7), SETS),
+        Case("complete, 5 to 5", lambda x: sets.complete(x, 5), SETS),
+        Case("subsample", lambda x: sets.subsample(x, 3, seed=1), SETS),
+        Case("stack_patches", lambda x: patches.stack_patches(x, 2), SETS),
+        Case("unpatchify", lambda x: patches.unpatchify(x, 2, 3), SETS.reshape(4, 5 * 16, 12)[:, :16]),
+        Case("timestep_embedding, even", lambda t: timestep_embedding(t, 8, array_namespace(t).float32), SMALL_STEPS),
+        Case("timestep_embedding, odd", lambda t: timestep_embedding(t, 9, t.dtype), float_steps),
+        Case("gaussian_kl", gaussian.gaussian_kl, X_0, NOISE, ERROR, OTHER_NOISE),
+        Case("standard_gaussian_kl_bits", gaussian.standard_gaussian_kl_bits, X_0, NOISE),
+        Case("discretized_gaussian_log_likelihood", gaussian.discretized_gaussian_log_likelihood, *PIXELS_MEAN_SCALE),
+        Case("mean_flat", gaussian.mean_flat, SETS),
+        Case("prior_bits_per_dim", functools.partial(likelihood.prior_bits_per_dim, few_steps), X_0),
+        Case("bits_per_dim", functools.partial(bound, few_steps), X_0, STEP_NOISES),
+        *of_process("eps", "fixed_small", "ddim", 0.0),
+        *of_process("x_0", "fixed_large", "ddim", 0.7),
+        *of_process("v", "learned_range", "ddpm", 0.0),
+    ]
+    return [case.of(dtype) for case in cases]
+
+
+def each_case(dtype: type) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", all_cases(dtype), ids=lambda case: case.name)
+
+
+NO_ARRAYS = {"betas_for", "respaced_timesteps", "sincos_positions", "GaussianDiffusion.respaced"}
+NO_ARRAYS_IN = {"config", "contract", "errors", "jax_config", "seeding"}
+
+
+def array_functions() -> set[str]:
+    """Public functions, and methods of classes, of the core's modules."""
+    names = set()
+    for module_name in {module.name for module in pkgutil.iter_modules(core.__path__)} - NO_ARRAYS_IN:
+        module = importlib.import_module(f"{core.__name__}.{module_name}")
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                names |= {f"{name}.{method}" for method, v in vars(value).items() if inspect.isfunction(v)}
+            elif callable(value) and getattr(value, "__module__", None) == module.__name__:
+                names.add(name)
+    return {name for name in names if not name.split(".")[-1].startswith("_")} - NO_ARRAYS
+
+
+def test_every_array_function_of_the_core_has_a_case() -> None:
+    assert array_functions() == {case.name.split(",")[0].split(" ")[0] for case in all_cases(np.float32)}
+
+
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    return tuple(result) if isinstance(result, tuple) else (result,)
+
+
+def close(actual: Any, expected: Any, tolerance: float, dtype: type = np.float32) -> None:
+    """Equal within a fraction of the value, or of the largest one (of 1 if there is none)."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.dtype == expected.dtype == dtype
+    atol = tolerance * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=atol)
+
+
+def compiled_fast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Under jax.jit, compiled in half of the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def over_single_samples(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of one sample, mapped over the batch."""
+    return jax.vmap(lambda *one: tuple(y[0] for y in as_tuple(function(*(x[None] for x in one)))))
+
+
+RUNS = {
+    "torch": lambda function: lambda *arrays: function(*map(torch.as_tensor, arrays)),
+    "jax": lambda function: lambda *arrays: function(*map(jax.numpy.asarray, arrays)),
+    "jax.jit": jax.jit,
+    "jax.vmap": lambda function: compiled_fast(over_single_samples(function)),
+}
+
+
+@each_case(np.float32)
+@pytest.mark.parametrize("run", RUNS)
+def test_values_are_those_of_numpy(run: str, case: Case) -> None:
+    expected = as_tuple(case.function(*case.arrays))
+    actual = as_tuple(RUNS[run](case.function)(*case.arrays))
+    for a, e in zip(actual, expected, strict=True):
+        assert is_torch_array(a) if run == "torch" else is_jax_array(a)
+        close(a, e, 1e-6)
+
+
+@each_case(np.float64)
+def test_gradients_of_jax_are_those_of_torch(case: Case) -> None:
+    """In float64: the likelihood of a bin, a difference of two close numbers, leaves a gradient of float32 few digits.
+
+    The outputs are summed with weights that differ, so that a gradient of the wrong entry is noticed.
+    """
+    floats = [i for i, x in enumerate(case.arrays) if x.dtype == np.float64]
+    if not floats:
+        pytest.skip("a function of integers")
+
+    def total(*arrays: Any) -> Any:
+        xp = array_namespace(*arrays)
+        outputs = [xp.reshape(y, (-1,)) for y in as_tuple(case.function(*arrays))]
+        return sum(xp.sum(y * xp.asarray(np.cos(np.arange(y.shape[0])))) for y in outputs)
+
+    tensors = [torch.tensor(x, requires_grad=i in floats) for i, x in enumerate(case.arrays)]
+    expected = torch.autograd.grad(total(*tensors), [tensors[i] for i in floats], materialize_grads=True)
+    assert any(gradient.any() for gradient in expected)
+    with jax.enable_x64(True):
+        for a, e in zip(compiled_fast(jax.grad(total, floats))(*case.arrays), expected, strict=True):
+            close(a, e, 1e-9, np.float64)
+
+
+def scan(body: Callable[[Any, Any], Any], steps: Sequence[int], x: Any) -> Any:
+    return jax.lax.scan(lambda x, step: (body(x, step), None), x, jax.numpy.asarray(list(steps)))[0]
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddpm", 0.0)])
+def test_sampling_with_one_compiled_step_is_sampling(sampler: str, eta: float) -> None:
+    drawn = functools.partial(draw, GaussianDiffusion(DiffusionConfig(STEPS, prediction="v")).respaced(2), sampler, eta)
+    close(jax.jit(functools.partial(drawn, loop=scan))(NOISE, STEP_NOISES), drawn(NOISE, STEP_NOISES), 1e-6)
