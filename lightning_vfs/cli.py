@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "validate": "evaluate a checkpoint: loss on validation classes, FID by the callback",
     "test": "evaluate a checkpoint: loss on test classes, FID by the callback",
     "predict": "generate one image for every test set",
+    "evaluate": "all figures of a checkpoint, without a training configuration at hand",
     "sample": "generate images of a class from a folder of a few of its images",
     "convert": "turn a checkpoint of Lightning or of the JAX system into another",
     "compare": "put two evaluations side by side, and say whether they are comparable",
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"lightning-vfs: there is no subcommand {name!r}; take one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        if name in ("sample", "convert", "compare"):
+        if name in ("evaluate", "sample", "convert", "compare"):
             from importlib import import_module
 
             return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0

@@ -26,6 +26,11 @@ SMALLER = [
     "--model.config.denoiser.depth=1", "--model.optimizer.warmup_steps=1",
 ]  # fmt: skip
 
+FEWER = [
+    "--accelerator=cpu", "--fid.num_images=4", "--fid.steps=2", "--fid.sampler=ddim", "--fid.few_shot_way=null",
+    "--fid.feature_extractor=glyph-cnn", "--fid.options.kid_subset_size=2", "--fid.options.isc_splits=1",
+]  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def user_folder(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
@@ -78,6 +83,8 @@ def test_readme_commands_run_in_order(user_folder: Path, monkeypatch: pytest.Mon
                 args += ["--trainer.max_steps=4", "--trainer.max_epochs=-1"]
         if args[0] == "test":
             args += ["--trainer.accelerator=cpu"]
+        if args[0] == "evaluate":
+            args += FEWER
         if args[0] == "sample":
             args += ["--steps=2"]
         assert main(args) == 0, f"{line}\n{capsys.readouterr().err}"

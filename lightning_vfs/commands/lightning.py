@@ -10,11 +10,9 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lightning_vfs.callbacks.predictions import PredictionWriter
+from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
@@ -63,26 +61,18 @@ class VFSCLI(LightningCLI):
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(verbose=False, **kwargs)
         if verbose:
-            self._print_results()
+            print_results(self.trainer)
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(verbose=False, **kwargs)
         if verbose:
-            self._print_results()
+            print_results(self.trainer)
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
-
-    def _print_results(self) -> None:
-        """A table of figures; Lightning's own takes the brackets of `fid[glyph-cnn]/out` for markup and drops them."""
-        if self.trainer.is_global_zero:
-            table = Table("figure", "value")
-            for name, value in sorted(self.trainer.callback_metrics.items()):
-                table.add_row(escape(name), f"{float(value):.6g}")
-            Console().print(table)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)

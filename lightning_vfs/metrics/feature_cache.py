@@ -43,7 +43,7 @@ def pixels_sha256(images: Iterable[Tensor]) -> str:
             sha.update(_run(shape, count))
             count = 0
         shape, count = tuple(batch.shape[1:]), count + len(batch)
-        sha.update(memoryview(batch.cpu().contiguous().numpy()))
+        sha.update(batch.cpu().contiguous().numpy().data)
     sha.update(_run(shape, count))
     return sha.hexdigest()
 

@@ -281,8 +281,8 @@ def check_classes(
         )
         more = f" and {len(short) - 3:,} more" if len(short) > 3 else ""
         raise EvaluationError(
-            f"FID of a class needs at least 2 generated and 2 real images of it; there are too few of class {shown}{more}. "
-            "Take more images, or leave these classes out."
+            "FID of a class needs at least 2 generated and 2 real images of it; "
+            f"there are too few of class {shown}{more}. Take more images, or leave these classes out."
         )
 
 

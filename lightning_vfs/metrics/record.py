@@ -188,7 +188,9 @@ class MetricsRecord:
         kid_subsets: subsets that KID is the mean of.
         kid_subset_size: images in each of them.
         kid_seed: draws them.
+        kid_kernel: its polynomial, such as `(x.y / d + 1) ^ 3`.
         isc_splits: parts that the Inception score is the mean of.
+        isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
         few_shot_ways: numbers of classes that few_shot_accuracy chooses among.
     """
@@ -203,6 +205,8 @@ class MetricsRecord:
     few_shot_ways: Annotated[
         tuple[int, ...] | None, Reason("few_shot_accuracy falls with the classes to choose among", option=True)
     ]
+    kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)] = None
+    isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)] = None
 
 
 @dataclass(frozen=True)
@@ -318,6 +322,8 @@ class EvaluationRecord:
             EvaluationError: it cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # Lists of numbers on one line each. Strings stay as they are: a line break in them is escaped.
+        text = re.sub(r'\[\n[^"\[\]{}]*\]', lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
         try:
             with replacing(Path(path)) as temporary:
                 # File names that are no Unicode stand in class names as lone surrogates, which JSON can only escape.
@@ -446,10 +452,10 @@ def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark
             for split in x:
                 if split in y:
                     yield from _differences(x[split], y[split], f" of split {split}")
-        elif name != "figures" and not isinstance(hint.__metadata__[0], Compared):
+        elif name != "figures":
             (kind,) = hint.__metadata__
-            computed = None not in (x, y) or not getattr(kind, "option", False)
-            if x != y and computed and (difference := _difference(x, y)):
+            left_out = isinstance(kind, Compared) or (isinstance(kind, Reason) and kind.option and None in (x, y))
+            if x != y and not left_out and (difference := _difference(x, y)):
                 yield kind, name + of, difference
 
 
@@ -464,7 +470,8 @@ def _difference(x: Any, y: Any) -> str:
 
 def _one_sided(x: Collection[str], y: Collection[str]) -> str:
     """What only one of two collections has; empty where there is nothing."""
-    sides = {"first": [name for name in x if name not in y], "second": [name for name in y if name not in x]}
+    in_x, in_y = set(x), set(y)
+    sides = {"first": [name for name in x if name not in in_y], "second": [name for name in y if name not in in_x]}
     return "; ".join(f"only the {side} has {_few(names)}" for side, names in sides.items() if names)
 
 
@@ -477,6 +484,8 @@ def _shown(value: Any) -> str:
         return "none"
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
         return f"{value[:12]}…"
+    if isinstance(value, tuple):
+        return " and ".join(map(_shown, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

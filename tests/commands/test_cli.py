@@ -31,7 +31,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == HELP
-    assert set(SUBCOMMANDS) == {"fit", "validate", "test", "predict", "sample", "convert"}
+    assert set(SUBCOMMANDS) == {"fit", "validate", "test", "predict", "evaluate", "sample", "convert", "compare"}
     assert all(f"\n  {name} " in HELP for name in SUBCOMMANDS)
 
 

@@ -14,11 +14,13 @@ import pytest
 from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 from lightning_vfs import core
-from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, gaussian, likelihood, patches, sample, sets
+from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, gaussian, patches, sample, sets
 from lightning_vfs.core.embeddings import timestep_embedding
+from lightning_vfs.core.likelihood import bits_per_dim, prior_bits_per_dim
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax", reason="install the extra `jax`")
+IN_HALF_THE_TIME = {"compiler_options": {"xla_backend_optimization_level": 0}}
 
 STEPS = 500
 RNG = np.random.default_rng(0)
@@ -49,7 +51,7 @@ class Case:
         return Case(self.name, self.function, *(x.astype(dtype) if x.dtype.kind == "f" else x for x in self.arrays))
 
 
-def denoise(x: Any, t: Any, learned: bool) -> Any:
+def denoise(x: Any, t: Any, learned: bool = False) -> Any:
     """A toy denoiser that depends on the timestep."""
     xp = array_namespace(x)
     output = 0.1 * x + xp.reshape(xp.astype(t, x.dtype), (-1, 1, 1, 1)) / STEPS
@@ -61,16 +63,11 @@ def draw(diffusion: GaussianDiffusion, sampler: Any, eta: float, x: Any, noises:
     return sample(model, x, diffusion, sampler, eta, lambda step: noises[:, step], **options)
 
 
-def bound(diffusion: GaussianDiffusion, x_0: Any, noises: Any) -> Any:
-    model = functools.partial(denoise, learned=False)
-    return likelihood.bits_per_dim(model, x_0, diffusion, lambda step: noises[:, step])
-
-
 def stop_gradient(x: Any) -> Any:
     return x.detach() if is_torch_array(x) else jax.lax.stop_gradient(x) if is_jax_array(x) else x
 
 
-# With learned variances the first two add the bound, by factors that differ; the last two are the bound with any.
+# The two of `v` differ by their factors of the bound, which learned variances add; the others are alike for all.
 LOSSES: dict[str, list[Any]] = {"v": ["mse", "rescaled_mse"], "eps": ["kl"], "x_0": ["mse", "rescaled_kl"]}
 
 
@@ -80,11 +77,9 @@ def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list
     x_t = process.q_sample(X_0, T, NOISE)
     output = process.target(X_0, T, NOISE) + ERROR
     output = np.concatenate([output, np.tanh(FRACTION)], axis=1) if variance == "learned_range" else output
-    noisy_ddim_step = lambda output, x, t, noise: process.ddim_step(output, x, t, t - 1, 0.7, noise)  # noqa: E731
-    cases = [
-        Case("target", process.target, X_0, T, NOISE),
-        Case("p_mean_variance", process.p_mean_variance, output, x_t, T),
-    ]
+    noisy_step = lambda output, x, t, noise: process.ddim_step(output, x, t, t - 1, 0.7, noise)  # noqa: E731
+    cases = [Case("target", process.target, X_0, T, NOISE)]
+    cases += [Case("p_mean_variance", process.p_mean_variance, output, x_t, T)]
     if prediction == "eps":  # these depend on the schedule alone, or are parts of another process's losses and samples
         cases += [
             Case("q_sample", process.q_sample, X_0, T, NOISE),
@@ -93,7 +88,7 @@ def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list
             Case("predict_xstart", process.predict_xstart, output, x_t, T),
             Case("ddpm_step", process.ddpm_step, output, x_t, T, OTHER_NOISE),
             Case("ddim_step", process.ddim_step, output, x_t, T, T - 1),
-            Case("ddim_step, eta 0.7", noisy_ddim_step, output, x_t, T, OTHER_NOISE),
+            Case("ddim_step, eta 0.7", noisy_step, output, x_t, T, OTHER_NOISE),
             Case("variational_bound", process.variational_bound, output, X_0, x_t, T),
         ]
     for loss in LOSSES[prediction]:
@@ -108,7 +103,6 @@ def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list
 
 def all_cases(dtype: type) -> list[Case]:
     """Every case, its floats of one type. Arrays and processes are new: JAX keeps float32 copies of float64 tables."""
-    float_steps = SMALL_STEPS.astype(np.float32)
     few_steps = GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept=(0, 200))
     cases = [
         Case("leave_one_out", sets.leave_one_out, SETS),
@@ -118,13 +112,13 @@ def all_cases(dtype: type) -> list[Case]:
         Case("stack_patches", lambda x: patches.stack_patches(x, 2), SETS),
         Case("unpatchify", lambda x: patches.unpatchify(x, 2, 3), SETS.reshape(4, 5 * 16, 12)[:, :16]),
         Case("timestep_embedding, even", lambda t: timestep_embedding(t, 8, array_namespace(t).float32), SMALL_STEPS),
-        Case("timestep_embedding, odd", lambda t: timestep_embedding(t, 9, t.dtype), float_steps),
+        Case("timestep_embedding, odd", lambda t: timestep_embedding(t, 9, t.dtype), SMALL_STEPS.astype(np.float32)),
         Case("gaussian_kl", gaussian.gaussian_kl, X_0, NOISE, ERROR, OTHER_NOISE),
         Case("standard_gaussian_kl_bits", gaussian.standard_gaussian_kl_bits, X_0, NOISE),
         Case("discretized_gaussian_log_likelihood", gaussian.discretized_gaussian_log_likelihood, *PIXELS_MEAN_SCALE),
         Case("mean_flat", gaussian.mean_flat, SETS),
-        Case("prior_bits_per_dim", functools.partial(likelihood.prior_bits_per_dim, few_steps), X_0),
-        Case("bits_per_dim", functools.partial(bound, few_steps), X_0, STEP_NOISES),
+        Case("prior_bits_per_dim", functools.partial(prior_bits_per_dim, few_steps), X_0),
+        Case("bits_per_dim", lambda x, n: bits_per_dim(denoise, x, few_steps, lambda i: n[:, i]), X_0, STEP_NOISES),
         *of_process("eps", "fixed_small", "ddim", 0.0),
         *of_process("x_0", "fixed_large", "ddim", 0.7),
         *of_process("v", "learned_range", "ddpm", 0.0),
@@ -169,11 +163,6 @@ def close(actual: Any, expected: Any, tolerance: float, dtype: type = np.float32
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=atol)
 
 
-def compiled_fast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Under jax.jit, compiled in half of the time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def over_single_samples(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of one sample, mapped over the batch."""
     return jax.vmap(lambda *one: tuple(y[0] for y in as_tuple(function(*(x[None] for x in one)))))
@@ -183,7 +172,7 @@ RUNS = {
     "torch": lambda function: lambda *arrays: function(*map(torch.as_tensor, arrays)),
     "jax": lambda function: lambda *arrays: function(*map(jax.numpy.asarray, arrays)),
     "jax.jit": jax.jit,
-    "jax.vmap": lambda function: compiled_fast(over_single_samples(function)),
+    "jax.vmap": lambda function: jax.jit(over_single_samples(function), **IN_HALF_THE_TIME),
 }
 
 
@@ -216,7 +205,7 @@ def test_gradients_of_jax_are_those_of_torch(case: Case) -> None:
     expected = torch.autograd.grad(total(*tensors), [tensors[i] for i in floats], materialize_grads=True)
     assert any(gradient.any() for gradient in expected)
     with jax.enable_x64(True):
-        for a, e in zip(compiled_fast(jax.grad(total, floats))(*case.arrays), expected, strict=True):
+        for a, e in zip(jax.jit(jax.grad(total, floats), **IN_HALF_THE_TIME)(*case.arrays), expected, strict=True):
             close(a, e, 1e-9, np.float64)
 
 

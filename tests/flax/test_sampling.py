@@ -29,7 +29,7 @@ def supports(*shape: int) -> torch.Tensor:
     [
         ((5,), {}, {}),
         ((5,), {}, {"sampler": "ddpm", "seed": 2**63 + 5}),
-        ((2, 3), {}, {"eta": 0.5, "seed": -1}),
+        ((2, 3), {"diffusion": {"prediction": "v", "clip_denoised": False}}, {"eta": 0.5, "seed": -1}),
         ((2, 3), {"encoder": {"time_token": "timestep"}}, {"sampler": "ddpm"}),
         ((2, 2), {"encoder": {"context": "variational", "tokenizer": "per_image_mean"}}, {}),
     ],

@@ -110,8 +110,9 @@ def test_dropout_is_where_torch_has_it(tiny_model) -> None:
     seen = []
 
     def record(call, args, kwargs, context):
-        if isinstance(context.module, nn.Dropout):
-            seen.append((context.module.path[:-1], context.module.rate, args[0].shape[1:]))
+        if isinstance(drop := context.module, nn.Dropout):
+            seen.append((drop.path[:-1], drop.rate, args[0].shape[1:]))
+            assert not (args[1] if drop.deterministic is None else drop.deterministic), drop.path
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):

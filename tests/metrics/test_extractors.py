@@ -96,7 +96,11 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
 
 def test_weights_of_another_network_in_the_same_format_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
-    for weights in ({"x": torch.zeros(3)}, {"head.bias": torch.zeros(3)}, load_file(GLYPH_WEIGHTS) | {"x": torch.ones(1)}):
+    for weights in (
+        {"x": torch.zeros(3)},
+        {"head.bias": torch.zeros(3)},
+        load_file(GLYPH_WEIGHTS) | {"x": torch.ones(1)},
+    ):
         save_file(weights, path)
         with pytest.raises(EvaluationError, match=r"weights\.safetensors .* another network"):
             ImageFeatures("glyph-cnn", weights_path=path)
@@ -163,7 +167,12 @@ def test_weights_without_a_file_are_known_by_the_hash_of_their_tensors(tiny):
 
 
 def test_hash_of_tensors_takes_all_types_and_any_order_and_sees_names_and_shapes():
-    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2, dtype=torch.bfloat16).T, "c": torch.tensor(3), "d": torch.empty(0)}
+    tensors = {
+        "a": torch.arange(6.0),
+        "b": torch.ones(2, 2, dtype=torch.bfloat16).T,
+        "c": torch.tensor(3),
+        "d": torch.empty(0),
+    }
     found = _sha256_of_tensors(tensors)
     assert _sha256_of_tensors(dict(reversed(tensors.items()))) == found
     for changed in ({"a": torch.arange(6.0).view(2, 3)}, {"c": torch.tensor(4)}, {"e": torch.empty(0)}):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.metrics import FewShotAccuracy
 
 
@@ -118,3 +118,46 @@ def test_too_few_classes_are_refused_with_both_numbers():
     real, labels = clusters(classes=6)
     with pytest.raises(EvaluationError, match=r"among 20 classes .* has 6 .*few_shot_way to at most 6"):
         FewShotAccuracy(real, labels, way=20)
+
+
+def test_several_ways_at_once_are_what_each_gives_alone():
+    real, labels = clusters(spread=1.5)
+    generated, _ = clusters(spread=1.5, seed=1)
+    metric = FewShotAccuracy(real, labels, way=(5, 20, 2))
+    metric.update(generated, labels, torch.arange(len(labels)))
+    together = metric.compute()
+    assert together.shape == (3,)
+    assert len(set(together.tolist())) == 3
+    for way, figure in zip(metric.ways, together.tolist(), strict=True):
+        assert accuracy(FewShotAccuracy(real, labels, way), generated, labels) == figure
+    metric.reset()
+    metric.update(real, labels, torch.arange(len(labels)), leave_one_out=True)
+    alone = [accuracy(FewShotAccuracy(real, labels, way), real, labels, leave_one_out=True) for way in metric.ways]
+    assert metric.compute().tolist() == alone
+
+
+def test_chance_is_one_in_as_many_classes():
+    real, labels = clusters()
+    assert FewShotAccuracy(real, labels).chance.item() == 1 / 20
+    assert FewShotAccuracy(real, labels, way=(5, 20)).chance.tolist() == [1 / 5, 1 / 20]
+
+
+def test_figures_stay_as_they_were():
+    real, labels = clusters(spread=1.5)
+    generated, _ = clusters(spread=1.5, seed=1)
+    metric = FewShotAccuracy(real, labels, way=20)
+    assert accuracy(metric, generated, labels) == 82 / 240
+    assert accuracy(metric, real, labels, leave_one_out=True) == 73 / 240
+
+
+@pytest.mark.parametrize("way", [1, (5, 1), ()])
+def test_a_way_below_two_is_refused(way):
+    real, labels = clusters()
+    with pytest.raises(ConfigError, match=r"way is .*; allowed: a number of classes from 2 on"):
+        FewShotAccuracy(real, labels, way=way)
+
+
+def test_the_largest_way_needs_as_many_classes():
+    real, labels = clusters(classes=6)
+    with pytest.raises(EvaluationError, match=r"among 20 classes .* has 6"):
+        FewShotAccuracy(real, labels, way=(5, 20, 3))

@@ -1,0 +1,97 @@
+"""lightning-vfs evaluate: all figures of a checkpoint, without a training configuration at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from lightning_vfs.callbacks import FIDCallback
+from lightning_vfs.callbacks.evaluation_record import FILE_NAME
+from lightning_vfs.commands.results import print_results
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.data import SetDataModule
+from lightning_vfs.modules import VFSDDPM
+
+DESCRIPTION = """Evaluate a checkpoint on classes trained on and on classes never trained on, as FIDCallback does.
+
+The data is that of the run, by the config.yaml beside its checkpoints, unless --data names another. Writes fid.json
+beside the checkpoint. configs/eval/ has protocols: --config configs/eval/fsdm.yaml."""
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="lightning-vfs evaluate", description=DESCRIPTION)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options, such as a protocol")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
+    parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
+    parser.add_subclass_arguments(SetDataModule, "data", required=False, help="data set; by default the run's own")
+    parser.add_class_arguments(FIDCallback, "fid", skip={"every_n_epochs", "every_n_steps"})
+    for name, default in (("accelerator", "auto"), ("strategy", "auto"), ("precision", "32-true")):
+        parser.add_argument(f"--{name}", type=str, default=default, help="as in Lightning's Trainer")
+    parser.add_argument("--devices", type=int | str, default=1, help="as in Lightning's Trainer")
+    return parser
+
+
+def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> pl.Trainer:
+    """Evaluate as the options say; returns the trainer, whose `callback_metrics` are the figures.
+
+    Raises:
+        CheckpointError: the file is no model of ours.
+        SetSizeMismatchError: the data has sets of another size than the weights.
+        EvaluationError: too few images or classes, or no weights for the extractor.
+    """
+    if options.ckpt_path:
+        model = VFSDDPM.load_from_checkpoint(options.ckpt_path)
+    else:
+        model = VFSDDPM.from_pretrained(options.pretrained)
+        if callback.record is None and Path(options.pretrained).is_dir():
+            callback.record = Path(options.pretrained) / FILE_NAME
+    trainer = pl.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.test(model, datamodule=data, ckpt_path=options.ckpt_path, verbose=False)
+    return trainer
+
+
+def _data_of_run(ckpt_path: str | None) -> dict[str, Any]:
+    """The data's part of the config.yaml that the command line wrote for a run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = "--data GlyphSets, or --data FolderSets --data.root FOLDER"
+    if ckpt_path is None:
+        raise ConfigError(f"A pretrained folder does not say what data to evaluate on: give {known}.")
+    config = Path(ckpt_path).resolve().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"There is no configuration of the run ({config}) that says what the data is: give {known}.")
+    return yaml.safe_load(config.read_text())["data"]
+
+
+def run(args: list[str]) -> None:
+    """Parse the arguments and evaluate.
+
+    Raises:
+        ConfigError: no model, two of them, or no data.
+    """
+    parser = _parser()
+    options = parser.parse_args(args)
+    if (options.ckpt_path is None) == (options.pretrained is None):
+        raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say what is evaluated.")
+    if options.get("data") is None:
+        options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path))}", *args])
+    made = parser.instantiate(options)
+    trainer = evaluate(options, made.data, made.fid)
+    print_results(trainer)
