@@ -64,8 +64,8 @@ class FlaxVFSDDPM:
         return cls(model.config, unflatten_dict(to_jax_params(state_dict, model.config), sep="/"))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> FlaxVFSDDPM:
-        """Model of a folder with `model.safetensors` and `config.json`, as `VFSDDPM.save_pretrained` writes it.
+    def from_pretrained(cls, name: str | Path) -> FlaxVFSDDPM:
+        """Model of a folder as `VFSDDPM.save_pretrained` writes it, or of a Hugging Face hub id.
 
         Warns:
             StaleSetSizeWarning: the configuration states another set size than the weights, whose is taken.
@@ -73,7 +73,7 @@ class FlaxVFSDDPM:
         Raises:
             CheckpointError: there is no such folder, or its files are no model of ours.
         """
-        config, leaves = load_pretrained(folder)
+        config, leaves = load_pretrained(name)
         return cls(config, unflatten_dict(leaves, sep="/"))
 
     @cached_property
