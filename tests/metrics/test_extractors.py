@@ -177,6 +177,7 @@ def test_hash_of_tensors_takes_all_types_and_any_order_and_sees_names_and_shapes
     assert _sha256_of_tensors(dict(reversed(tensors.items()))) == found
     for changed in ({"a": torch.arange(6.0).view(2, 3)}, {"c": torch.tensor(4)}, {"e": torch.empty(0)}):
         assert _sha256_of_tensors(tensors | changed) != found
+    assert _sha256_of_tensors({f"{name}{name}": tensor for name, tensor in tensors.items()}) != found
 
 
 def test_features_are_of_the_stated_type(tiny, images):

@@ -41,6 +41,7 @@ def filled(name, generated, real, batch_size=1000, order=None, metrics=("fid",),
     return metric
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("num", [40, 4])
 def test_equals_the_fidelity_command_on_the_same_pngs(tiny, images, tmp_path, command, channels, num):
