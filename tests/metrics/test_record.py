@@ -206,6 +206,13 @@ def test_a_write_that_is_cut_short_leaves_the_record_before(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_reads_while_it_is_replaced_sees_one_record_whole(tmp_path: Path) -> None:
+    EvaluationRecord.from_dict(plain()).write(tmp_path / "fid.json")
+    with open(tmp_path / "fid.json") as reader:
+        EvaluationRecord.from_dict(changed("sampling.seed", 5)).write(tmp_path / "fid.json")
+        assert json.load(reader) == plain()
+
+
 def test_others_may_read_it(tmp_path: Path) -> None:
     EvaluationRecord.from_dict(plain()).write(tmp_path / "fid.json")
     assert os.stat(tmp_path / "fid.json").st_mode & 0o777 == 0o644
@@ -474,6 +481,7 @@ def test_hashes_see_every_difference() -> None:
         (np.empty((0, 2)),),
         (),
         (os.fsdecode(b"\xe9"),),
+        ("?",),
     ]
     assert len({hash_of(*values) for values in others}) == len(others)
 

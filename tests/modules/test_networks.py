@@ -32,18 +32,63 @@ def test_lsa_is_attention_to_the_others_with_a_learned_scale() -> None:
     assert LSA(8, 2, 16, 0.0).temperature.item() == pytest.approx(torch.tensor(0.25).log().item())
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean", "sum", "none"])
-def test_pooling(pool: str) -> None:
-    encoder = SetEncoder(tiny_config(encoder={"pool": pool})).eval()
-    tokens = SetEncoder(tiny_config(encoder={"pool": "none"})).eval()
-    tokens.load_state_dict(encoder.state_dict())
+@pytest.mark.parametrize("pool", ["cls", "mean", "sum", "patches", "none"])
+@pytest.mark.parametrize("time_token", ["none", "zero"])
+def test_pooling(pool: str, time_token: str) -> None:
+    encoder = SetEncoder(tiny_config(encoder={"pool": pool, "time_token": time_token})).eval()
+    seen = []
+    encoder.layers[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    # Not linear, so that it matters whether tokens go through it before or after their mean.
+    encoder.head_norm, encoder.head = torch.nn.Identity(), torch.nn.ReLU()
+    context = encoder(torch.randn(2, 6, 3, 8, 8))
+    (tokens,) = seen
+    assert tokens.shape == (2, 17 if time_token == "none" else 18, 16)
+    patches = tokens[:, -16:]
+    expected = {
+        "cls": tokens[:, 0].relu(),
+        "mean": tokens.mean(1).relu(),
+        "sum": tokens.sum(1).relu(),
+        "patches": patches.relu().mean(1),
+        "none": tokens.relu().mean(1),
+    }[pool]
+    torch.testing.assert_close(context, expected)
+
+
+def test_a_projection_gives_the_context_its_width() -> None:
+    config = tiny_config(encoder={"projection_dim": 5, "projection_hidden_dim": 7, "head_hidden_dim": 9})
+    encoder = SetEncoder(config).eval()
+    assert encoder(torch.randn(2, 6, 3, 8, 8)).shape == (2, 5)
+    assert DiT(config).context_proj.in_features == 5
+
+
+def test_per_slot_mean_counts_the_empty_slots() -> None:
+    encoder = SetEncoder(tiny_config(encoder={"tokenizer": "per_slot_mean"})).eval()
     x_set = torch.randn(2, 6, 3, 8, 8)
-    encoder.head_norm = encoder.head = torch.nn.Identity()
-    tokens.head_norm = tokens.head = torch.nn.Identity()
-    every = tokens(x_set)
-    assert every.shape == (2, 17, 16)
-    expected = {"cls": every[:, 0], "mean": every.mean(1), "sum": every.sum(1), "none": every}[pool]
-    torch.testing.assert_close(encoder(x_set), expected)
+    completed = torch.cat([x_set[:, :5], torch.zeros_like(x_set[:, :1])], dim=1)
+    assert (encoder(completed) - encoder(x_set[:, :5])).abs().max() > 1e-4
+
+
+def test_padding_is_zeros_around_the_image_that_are_cut_off_again() -> None:
+    torch.manual_seed(0)
+    padded = DiT(tiny_config(denoiser={"pad": 2}))
+    for parameter in padded.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    whole = DiT(tiny_config(sets={"image_size": 12}, encoder={"patch_size": 4}))
+    whole.load_state_dict(padded.state_dict())
+    x_t, t, context = torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16)
+    expected = whole(F.pad(x_t, [2] * 4), t, context)[..., 2:-2, 2:-2]
+    torch.testing.assert_close(padded(x_t, t, context), expected)
+
+
+def test_dropout_of_the_denoiser_is_for_training() -> None:
+    torch.manual_seed(0)
+    dit = DiT(tiny_config(denoiser={"dropout": 0.5}))
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    given = torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16)
+    assert not torch.equal(dit(*given), dit(*given))
+    dit.eval()
+    assert torch.equal(dit(*given), dit(*given))
 
 
 def test_the_time_token_is_seen_and_cannot_be_forgotten() -> None:
@@ -72,15 +117,6 @@ def test_a_fresh_dit_is_zero_and_a_changed_one_sees_all_it_is_given() -> None:
     output = dit(x_t, t, context)
     for changed in (dit(x_t + 1, t, context), dit(x_t, t + 1, context), dit(x_t, t, context + 1)):
         assert (changed - output).abs().max() > 1e-3
-
-
-def test_a_film_denoiser_takes_the_mean_of_context_tokens() -> None:
-    dit = DiT(tiny_config())
-    torch.nn.init.normal_(dit.final.proj.weight)
-    torch.nn.init.normal_(dit.final.modulation.weight)
-    tokens = torch.randn(2, 5, 16)
-    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 7])
-    torch.testing.assert_close(dit(x_t, t, tokens), dit(x_t, t, tokens.mean(1)))
 
 
 def test_a_learned_variance_doubles_the_output() -> None:
