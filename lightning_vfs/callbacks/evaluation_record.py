@@ -17,6 +17,7 @@ from lightning_vfs.callbacks.real_images import RESIZE
 from lightning_vfs.callbacks.share import Share
 from lightning_vfs.callbacks.split_evaluation import SplitResult
 from lightning_vfs.data.module import SetDataModule
+from lightning_vfs.metrics.fidelity import FidelityOptions
 from lightning_vfs.metrics.record import (
     DataRecord,
     EnvironmentRecord,
@@ -139,8 +140,19 @@ def _metrics(callback: FIDCallback) -> MetricsRecord:
         kid_seed=options.rng_seed if "kid" in metrics else None,
         isc_splits=options.isc_splits if "isc" in metrics else None,
         prc_neighborhood=options.prc_neighborhood if "prc" in metrics else None,
-        few_shot_ways=callback.ways or None,
+        few_shot_way=max(callback.ways, default=None),
+        kid_kernel=_kernel(options) if "kid" in metrics else None,
+        isc_order=_order(options) if "isc" in metrics else None,
     )
+
+
+def _kernel(options: FidelityOptions) -> str:
+    gamma = "1 / d" if options.kid_kernel_poly_gamma is None else options.kid_kernel_poly_gamma
+    return f"({gamma} x.y + {options.kid_kernel_poly_coef0}) ^ {options.kid_kernel_poly_degree}"
+
+
+def _order(options: FidelityOptions) -> str:
+    return f"shuffled by seed {options.rng_seed}" if options.samples_shuffle else "as generated"
 
 
 def _device_name(device: torch.device) -> str:

@@ -104,7 +104,7 @@ def load_features(source: FeatureSource, folder: Path | None = None) -> dict[str
     try:
         with safe_open(path, framework="pt") as file:
             features = {layer: file.get_tensor(layer) for layer in file.keys()}  # noqa: SIM118 - it is no dict
-            metadata = file.metadata() or {}
+            metadata = file.metadata()
         problem = _problem(source, features)
         if not problem and metadata != source.describe() | {"features_sha256": _sha256(features)}:
             problem = "its features are not those that it was written with"

@@ -192,7 +192,7 @@ class MetricsRecord:
         isc_splits: parts that the Inception score is the mean of.
         isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
-        few_shot_ways: numbers of classes that few_shot_accuracy chooses among.
+        few_shot_way: classes that the figure of the plain name few_shot_accuracy chooses among; others say theirs.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
@@ -202,11 +202,11 @@ class MetricsRecord:
     prc_neighborhood: Annotated[
         int | None, Reason("precision and recall grow with the number of neighbours", option=True)
     ]
-    few_shot_ways: Annotated[
-        tuple[int, ...] | None, Reason("few_shot_accuracy falls with the classes to choose among", option=True)
+    few_shot_way: Annotated[
+        int | None, Reason("few_shot_accuracy falls with the number of classes to choose among", option=True)
     ]
-    kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)] = None
-    isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)] = None
+    kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)]
+    isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,9 @@ def test_the_record_tells_everything_that_the_figures_depend_on(evaluated, data,
     assert (record.sampling.sampler, record.sampling.steps, record.sampling.shots) == ("ddim", 2, 3)
     assert record.features.extractor == tiny and len(record.features.weights_sha256) == 64
     assert (record.metrics.kid_subset_size, record.metrics.isc_splits, record.metrics.prc_neighborhood) == (20, 2, 3)
-    assert record.metrics.few_shot_ways == (2, 5)
+    assert record.metrics.few_shot_way == 5
+    assert record.metrics.kid_kernel == "(1 / d x.y + 1.0) ^ 3"
+    assert record.metrics.isc_order == "shuffled by seed 2020"
     accuracy = record.figures[f"few_shot_accuracy_2[{tiny}]/out"]
     assert accuracy.chance == 0.5
     assert accuracy.floor == record.figures[f"few_shot_accuracy_2[{tiny}]/out_real"].value

@@ -78,7 +78,7 @@ PLAIN: dict[str, Any] = {
         "isc_splits": 10,
         "isc_order": "shuffled",
         "prc_neighborhood": 3,
-        "few_shot_ways": [20],
+        "few_shot_way": 20,
     },
     "likelihood": {
         "out": {
@@ -350,7 +350,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "metrics.isc_splits": (2, REASON, "isc_splits: 10 against 2: "),
     "metrics.isc_order": ("as generated", REASON, "isc_order: shuffled against as generated: "),
     "metrics.prc_neighborhood": (5, REASON, "prc_neighborhood: 3 against 5: "),
-    "metrics.few_shot_ways": ([20, 5], REASON, "few_shot_ways: 20 against 20 and 5: "),
+    "metrics.few_shot_way": (5, REASON, "few_shot_way: 20 against 5: "),
     "likelihood.*.num_images": (2, REASON, "num_images of split out: 10 against 2: the bound is that of other images"),
     "likelihood.*.steps": (3, REASON, "steps of split out: 2 against 3: the bound is that of a process"),
     "environment.world_size": (4, REMARK, "world_size: 1 against 4: figures do not depend on it"),
