@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.metrics.comparison import compare
 from lightning_vfs.metrics.record import (
     Compared,
     EvaluationRecord,
     Figure,
     Reason,
     Remark,
-    compare,
     file_sha256,
     hash_of,
     versions,
