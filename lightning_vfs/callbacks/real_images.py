@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +15,7 @@ from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
 from lightning_vfs.metrics.indexed import IndexedRows
+from lightning_vfs.metrics.record import hash_of
 
 RESIZE = "inside the extractor, as torch-fidelity's does"
 
@@ -66,10 +66,9 @@ class RealImages:
     @cached_property
     def pixels_sha256(self) -> str:
         """SHA-256 of all images of the split, in order."""
-        return pixels_sha256(self._batches(np.arange(len(self.images))))
-
-    def _batches(self, indices: np.ndarray) -> Iterator[Tensor]:
-        return (self.images.bytes(indices[i : i + 4096]) for i in range(0, len(indices), 4096))
+        size = 4096
+        everything = np.arange(len(self.images))
+        return pixels_sha256(self.images.bytes(everything[i : i + size]) for i in range(0, len(everything), size))
 
     @property
     def floor_sizes(self) -> tuple[int, int]:
@@ -97,7 +96,7 @@ class RealImages:
 
     def _all_features(self, share: Share) -> dict[str, Tensor]:
         source = FeatureSource(
-            images_sha256=pixels_sha256(self._batches(self._pool)),
+            images_sha256=hash_of(self.pixels_sha256, self._pool),
             num_images=len(self._pool),
             extractor=self.extractor.name,
             dims=self.extractor.dims,

@@ -58,7 +58,7 @@ class FeatureSource:
     """Everything that the features of real images depend on.
 
     Args:
-        images_sha256: `pixels_sha256` of the images.
+        images_sha256: `pixels_sha256` of the images, or of those that they are chosen from, with the choice.
         num_images: how many they are (n).
         extractor: its name.
         dims: width of every layer's features (d), by layer (`ImageFeatures.dims`).
