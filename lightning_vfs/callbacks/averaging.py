@@ -9,6 +9,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 
+def averaging_of(trainer: pl.Trainer) -> WeightAveraging | None:
+    """The callback that averages the trainer's weights, if there is one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+
+
 @contextmanager
 def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule, caller: Callback) -> Iterator[None]:
     """The module has its averaged weights inside, and what it had before outside.
@@ -24,13 +30,13 @@ def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule, caller:
     Args:
         caller: the callback that asks, in its `on_validation_epoch_end`, `on_test_epoch_end` or `on_train_batch_end`.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    averaging = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+    averaging = averaging_of(trainer)
     if averaging is None or averaging._average_model is None:
         yield
         return
     wanted = int(averaging._average_model.n_averaged) > 0
     # Lightning keeps no flag of where the average is: it follows from the hook and from the order of callbacks.
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     there = bool(trainer.validating) and callbacks.index(averaging) > callbacks.index(caller)
     if wanted == there:
         yield

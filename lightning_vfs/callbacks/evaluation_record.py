@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vfs.callbacks.averaging import averaging_of
 from lightning_vfs.callbacks.real_images import RESIZE
 from lightning_vfs.callbacks.share import Share
 from lightning_vfs.callbacks.split_evaluation import SplitResult
@@ -104,8 +105,7 @@ def write_record(
 def _model(trainer: pl.Trainer) -> ModelRecord:
     fitting = trainer.state.fn == TrainerFn.FITTING
     checkpoint = None if fitting else trainer.ckpt_path
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    averaging = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+    averaging = averaging_of(trainer)
     state: Mapping[str, Any] = {}
     if checkpoint is not None:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
