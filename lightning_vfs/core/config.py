@@ -4,49 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from lightning_vfs.core.config_checks import check_at_least, check_choices
+from lightning_vfs.core.denoiser_config import DenoiserConfig
+from lightning_vfs.core.diffusion_config import DiffusionConfig
+from lightning_vfs.core.encoder_config import POOLS, TOKEN_POOLS, EncoderConfig
 from lightning_vfs.core.errors import ConfigError
 
 HeldOut = Literal["zero_slot", "drop", "none"]
-Tokenizer = Literal["stack", "per_image_mean", "per_slot_mean"]
-Pool = Literal["cls", "mean", "sum", "patches", "none"]
-TimeToken = Literal["none", "zero", "timestep"]
-ContextKind = Literal["deterministic", "variational"]
-Film = Literal["add", "concat"]
-Schedule = Literal["linear", "cosine"]
-Prediction = Literal["eps", "x_0", "v"]
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-Loss = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
-
-
-def _check_choices(config: Any) -> None:
-    """Raise ConfigError for a field whose value is not among its Literal's choices."""
-    for name, hint in get_type_hints(type(config)).items():
-        choices = get_args(hint)
-        value = getattr(config, name)
-        if choices and value not in choices:
-            allowed = ", ".join(map(repr, choices))
-            raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}.")
-
-
-def _check_at_least(config: Any, minimum: int, *names: str) -> None:
-    """Raise ConfigError for a field that is no whole number of at least `minimum`."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}."
-            )
-
-
-def _check_mlp(config: Any) -> None:
-    """Raise ConfigError for an mlp_ratio that is not above 0, or a dropout out of [0, 1)."""
-    name = type(config).__name__
-    if config.mlp_ratio <= 0:
-        raise ConfigError(f"{name}.mlp_ratio is {config.mlp_ratio}; it must be above 0.")
-    if not 0 <= config.dropout < 1:
-        raise ConfigError(f"{name}.dropout is {config.dropout}; it must be at least 0 and below 1.")
+EncoderInput = Literal["images", "latents"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +26,8 @@ class SetConfig:
         channels: channels of an image, 1 (grey) or 3 (RGB).
         held_out: `zero_slot` (the others, then a zero image in the last slot), `drop` (only the others) or `none`
             (the image stays in its own context).
+        random_shots: training draws for every set from how many images, 1 to k, its contexts are made (the rest are
+            zero images, or left out of a mean), so that one model serves 1 to k shots.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -68,11 +37,12 @@ class SetConfig:
     image_size: int = 32
     channels: int = 3
     held_out: HeldOut = "zero_slot"
+    random_shots: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_at_least(self, 2, "set_size")
-        _check_at_least(self, 1, "image_size")
+        check_choices(self)
+        check_at_least(self, 2, "set_size")
+        check_at_least(self, 1, "image_size")
         if self.channels not in (1, 3):
             raise ConfigError(f"SetConfig.channels is {self.channels!r}; allowed: 1 (grey) or 3 (RGB).")
 
@@ -88,167 +58,41 @@ class SetConfig:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """The set encoder (sViT): a transformer over the patches of a stacked set.
+class LatentConfig:
+    """Diffusion in the latents of a frozen autoencoder (Rombach et al. 2022, arXiv 2112.10752) instead of pixels.
 
     Args:
-        dim: width of the tokens and of the context.
-        depth: transformer layers.
-        heads: attention heads.
-        dim_head: width of one attention head.
-        mlp_ratio: hidden width of the feed-forward layers over `dim`.
-        patch_size: height and width of a patch in pixels.
-        tokenizer: `stack` (the set's images as channels of one patch), `per_image_mean` (each image's patches
-            embedded alone, then averaged over the images given; independent of the set size) or `per_slot_mean` (the
-            same over all slots, with zero images in those that are left).
-        pool: what becomes the context: the class token, the mean or sum of all tokens, the patch tokens alone
-            (`patches`) or every token (`none`). Of tokens, each goes through the head, and a `film` denoiser takes
-            their mean.
-        time_token: `none`, `zero` (a token without a timestep, as the first JAX system had it), or `timestep` (the
-            encoder sees t: in training and at every sampling step).
-        dropout: probability of dropout in the encoder, 0 to below 1.
-        head_hidden_dim: hidden width of a head of two layers; 0 for a head of one.
-        projection_dim: width of the context after a projection of three layers; 0 for none.
-        projection_hidden_dim: hidden width of that projection; 0 for `projection_dim`.
-        context: `deterministic`, or `variational` (Gaussian with KL to N(0, I)).
-        kl_weight: weight of that KL in the loss (bits per context dimension).
+        autoencoder: local folder of a diffusers AutoencoderKL (`config.json` and weights); empty for pixels.
+        channels: of a latent, the autoencoder's `latent_channels`.
+        downsampling: pixels of an image's side for one of a latent's.
+        scale: latents are multiplied by it, so that their variance is about 1; the autoencoder's `scaling_factor`.
+        encoder_input: what the set encoder sees, `images` or `latents`.
 
     Raises:
         ConfigError: a value is not allowed.
     """
 
-    dim: int = 256
-    depth: int = 3
-    heads: int = 4
-    dim_head: int = 64
-    mlp_ratio: float = 4.0
-    patch_size: int = 4
-    tokenizer: Tokenizer = "stack"
-    pool: Pool = "cls"
-    time_token: TimeToken = "none"
-    dropout: float = 0.0
-    head_hidden_dim: int = 0
-    projection_dim: int = 0
-    projection_hidden_dim: int = 0
-    context: ContextKind = "deterministic"
-    kl_weight: float = 1.0
+    autoencoder: str = ""
+    channels: int = 4
+    downsampling: int = 8
+    scale: float = 0.18215
+    encoder_input: EncoderInput = "images"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_at_least(self, 1, "dim", "depth", "heads", "dim_head", "patch_size")
-        _check_at_least(self, 0, "head_hidden_dim", "projection_dim", "projection_hidden_dim")
-        _check_mlp(self)
-        if self.projection_hidden_dim and not self.projection_dim:
+        check_choices(self)
+        check_at_least(self, 1, "channels", "downsampling")
+        if self.scale <= 0:
+            raise ConfigError(f"LatentConfig.scale is {self.scale}; it must be above 0.")
+        if self.encoder_input == "latents" and not self.autoencoder:
             raise ConfigError(
-                f"EncoderConfig.projection_hidden_dim is {self.projection_hidden_dim}, but there is no projection: "
-                "set projection_dim too."
+                "LatentConfig.encoder_input is 'latents', but there is no autoencoder: set latent.autoencoder to the "
+                "folder of a diffusers AutoencoderKL, or encoder_input to 'images'."
             )
-        if self.kl_weight < 0:
-            raise ConfigError(f"EncoderConfig.kl_weight is {self.kl_weight}; it must be at least 0.")
-        if self.time_token == "timestep" and self.dim < 8:
-            raise ConfigError(f"EncoderConfig.dim is {self.dim}; time_token `timestep` needs at least 8.")
-
-    @property
-    def output_dim(self) -> int:
-        """Width of what the encoder makes of a set."""
-        return self.projection_dim or self.dim
-
-    @property
-    def context_dim(self) -> int:
-        """Width of the context that conditions the denoiser; a Gaussian's is `dim`."""
-        return self.dim if self.context == "variational" else self.output_dim
-
-    @property
-    def fills_slots(self) -> bool:
-        """Whether zero images are put where a set has fewer images than there are slots."""
-        return self.tokenizer != "per_image_mean"
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """The denoiser (DiT): a transformer over the patches of the noisy image, modulated by timestep and context.
-
-    Args:
-        dim: width of the tokens; a multiple of 4 (sine-cosine positions) and of `heads`.
-        depth: transformer blocks.
-        heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward layers over `dim`.
-        patch_size: height and width of a patch in pixels.
-        conditioning: `film`, the context modulates every block through adaLN-Zero.
-        film: the projected context is added to the timestep embedding (`add`), or both are concatenated and
-            projected (`concat`).
-        normalize_condition: every block normalises that vector and scales it by a learned `context_scale`.
-        dropout: probability of dropout after every attention and in every feed-forward layer, 0 to below 1.
-        pad: zero pixels put on every side of the noisy image, and cut off the output; the JAX system takes 2 for
-            images of 28.
-
-    Raises:
-        ConfigError: a value is not allowed.
-    """
-
-    dim: int = 384
-    depth: int = 6
-    heads: int = 6
-    mlp_ratio: float = 4.0
-    patch_size: int = 4
-    conditioning: Literal["film"] = "film"
-    film: Film = "add"
-    normalize_condition: bool = False
-    dropout: float = 0.0
-    pad: int = 0
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_at_least(self, 1, "dim", "depth", "heads", "patch_size")
-        if self.dim % 4 or self.dim % self.heads:
-            raise ConfigError(
-                f"DenoiserConfig.dim is {self.dim} with {self.heads} heads; "
-                "it must be a multiple of 4 and of the number of heads."
-            )
-        _check_at_least(self, 0, "pad")
-        _check_mlp(self)
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """The diffusion process.
-
-    Args:
-        timesteps: number of diffusion steps T.
-        schedule: `linear` (DDPM) or `cosine` (improved DDPM).
-        prediction: what the denoiser's output means: the noise (`eps`), the clean image (`x_0`), or the velocity (`v`).
-        variance: of the reverse process: `fixed_small` (posterior variance), `fixed_large` (beta), or
-            `learned_range` (the denoiser has 2c output channels, trained with the hybrid loss).
-        clip_denoised: predictions of x_0 are clipped to [-1, 1] when sampling.
-        rescale_timesteps: the denoiser is given t * 1000 / T in place of t.
-        loss: `mse`, the mean squared error of the prediction, with `learned_range` plus the variational bound;
-            `rescaled_mse`, the same with T / 1000 times the bound (the hybrid loss of improved DDPM); `kl`, the bound
-            alone; `rescaled_kl`, T times it.
-
-    Raises:
-        ConfigError: a value is not allowed, or the schedule has a beta above 1 (with the smallest number of
-            timesteps that works).
-    """
-
-    timesteps: int = 1000
-    schedule: Schedule = "cosine"
-    prediction: Prediction = "eps"
-    variance: Variance = "fixed_small"
-    clip_denoised: bool = True
-    rescale_timesteps: bool = False
-    loss: Loss = "rescaled_mse"
-
-    def __post_init__(self) -> None:
-        from lightning_vfs.core.schedules import betas_for
-
-        _check_choices(self)
-        _check_at_least(self, 1, "timesteps")
-        betas_for(self.schedule, self.timesteps)
 
 
 @dataclass(frozen=True)
 class VFSConfig:
-    """All that defines a few-shot diffusion model: sets, encoder, denoiser, diffusion.
+    """All that defines a few-shot diffusion model: sets, encoder, denoiser, diffusion, and latents where it has them.
 
     Raises:
         ConfigError: parts that do not fit each other, such as a patch size that does not divide the image size.
@@ -258,15 +102,76 @@ class VFSConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
 
     def __post_init__(self) -> None:
-        for part, size in ((self.encoder, self.sets.image_size), (self.denoiser, self.padded_size)):
-            if size % part.patch_size:
-                padded = "" if size == self.sets.image_size else f" with {self.denoiser.pad} pixels on every side"
-                raise ConfigError(
-                    f"{type(part).__name__}.patch_size is {part.patch_size}, but images are {size} x {size}{padded}: "
-                    f"it must divide {size} ({_divisors(size)})."
-                )
+        self._check_latent()
+        if self.encoder.has_patches:
+            self._check_patches(self.encoder, self.encoder_size, 0)
+        if self.encoder.architecture == "unet":
+            self._check_levels(self.encoder, self.encoder_size)
+        if self.denoiser.architecture == "dit":
+            self._check_patches(self.denoiser, self.padded_size, self.denoiser.pad)
+        else:
+            self._check_levels(self.denoiser, self.denoiser_size)
+        if self.denoiser.conditioning == "lag":
+            self._check_tokens()
+
+    def _check_latent(self) -> None:
+        latent, size = self.latent, self.sets.image_size
+        if latent.autoencoder and size % latent.downsampling:
+            raise ConfigError(
+                f"LatentConfig.downsampling is {latent.downsampling}, but images are {size} x {size}: it must divide "
+                f"{size} ({_divisors(size)})."
+            )
+        if latent.autoencoder and self.diffusion.clip_denoised:
+            raise ConfigError(
+                "DiffusionConfig.clip_denoised is true, but latents are not confined to [-1, 1]: set "
+                "diffusion.clip_denoised to false with latent.autoencoder."
+            )
+
+    def _check_patches(self, part: EncoderConfig | DenoiserConfig, size: int, pad: int) -> None:
+        if size % part.patch_size:
+            padded = f" with {pad} pixels on every side" if pad else ""
+            raise ConfigError(
+                f"{type(part).__name__}.patch_size is {part.patch_size}, but images are {size} x {size}{padded}: "
+                f"it must divide {size} ({_divisors(size)})."
+            )
+
+    def _check_levels(self, part: EncoderConfig | DenoiserConfig, size: int) -> None:
+        sizes = [size >> level for level in range(len(part.channel_mult))]
+        if size % (1 << (len(sizes) - 1)) or not sizes[-1]:
+            raise ConfigError(
+                f"{type(part).__name__}.channel_mult has {len(sizes)} levels, but images are {size} x {size}: each "
+                "level after the first halves them, which must leave whole numbers. Take fewer levels."
+            )
+        strange = [resolution for resolution in part.attention_resolutions if resolution not in sizes]
+        if strange:
+            raise ConfigError(
+                f"{type(part).__name__}.attention_resolutions has {', '.join(map(str, strange))}, but the feature maps "
+                f"are {', '.join(map(str, sizes))} pixels high."
+            )
+
+    def _check_tokens(self) -> None:
+        """Refuse cross-attention where there is but one token, to which every attention is the same."""
+        encoder, wanted = self.encoder, self.denoiser.context_tokens
+        if not encoder.takes_support:
+            raise ConfigError(
+                f"DenoiserConfig.conditioning is 'lag', but encoder.architecture {encoder.architecture!r} makes no "
+                "tokens to attend to: set conditioning to 'film'."
+            )
+        if encoder.pool not in TOKEN_POOLS:
+            tokens = [pool for pool in POOLS[encoder.architecture] if pool in TOKEN_POOLS]
+            raise ConfigError(
+                f"DenoiserConfig.conditioning is 'lag', but encoder.pool {encoder.pool!r} leaves one vector, to which "
+                f"every attention would be the same: set encoder.pool to {' or '.join(map(repr, tokens))}, or "
+                "conditioning to 'film'."
+            )
+        if wanted and self.encoder_tokens % wanted:
+            raise ConfigError(
+                f"DenoiserConfig.context_tokens is {wanted}, but the encoder makes {self.encoder_tokens} tokens: it "
+                f"must divide them ({_divisors(self.encoder_tokens)})."
+            )
 
     @property
     def patch_dim(self) -> int:
@@ -278,12 +183,58 @@ class VFSConfig:
     @property
     def padded_size(self) -> int:
         """Height and width of the images that the denoiser cuts into patches."""
-        return self.sets.image_size + 2 * self.denoiser.pad
+        return self.denoiser_size + 2 * self.denoiser.pad
+
+    @property
+    def denoiser_size(self) -> int:
+        """Height and width of what is diffused: images, or latents."""
+        return self.sets.image_size // (self.latent.downsampling if self.latent.autoencoder else 1)
+
+    @property
+    def denoiser_channels(self) -> int:
+        """Channels of what is diffused: images, or latents."""
+        return self.latent.channels if self.latent.autoencoder else self.sets.channels
 
     @property
     def out_channels(self) -> int:
         """Channels of the denoiser's output: c, or 2c with a learned variance."""
-        return self.sets.channels * (2 if self.diffusion.variance == "learned_range" else 1)
+        return self.denoiser_channels * (2 if self.diffusion.variance == "learned_range" else 1)
+
+    @property
+    def encoder_size(self) -> int:
+        """Height and width of what the set encoder sees: images, or latents."""
+        return self.denoiser_size if self.latent.encoder_input == "latents" else self.sets.image_size
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels of what the set encoder sees: images, or latents."""
+        return self.denoiser_channels if self.latent.encoder_input == "latents" else self.sets.channels
+
+    @property
+    def encoder_tokens(self) -> int:
+        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 where it pools them itself."""
+        encoder = self.encoder
+        if not encoder.takes_support or encoder.pool not in TOKEN_POOLS:
+            return 1
+        if encoder.architecture == "unet":
+            return (self.encoder_size >> (len(encoder.channel_mult) - 1)) ** 2
+        patches = (self.encoder_size // encoder.patch_size) ** 2
+        if encoder.architecture == "vit" and encoder.pool == "none":
+            patches *= self.sets.slots
+        return patches + (0 if encoder.pool in ("patches", "mean_patch", "sum_patch") else self.num_extra_tokens)
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Tokens before those of the patches: class token and, where there is one, time token."""
+        return 1 if self.encoder.time_token == "none" else 2
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """Shape of the context of one image: (d,), with `lag` (tokens, d), without any conditioning ()."""
+        dim = self.encoder.context_dim
+        if self.denoiser.conditioning == "lag":
+            return (self.denoiser.context_tokens or self.encoder_tokens, dim)
+        return (dim,) if dim else ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VFSConfig:
@@ -318,8 +269,12 @@ class VFSConfig:
         return config_from_jax(cfg)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain values (str, int, float, bool), as `from_dict` takes them."""
-        return asdict(self)
+        """Nested plain values (str, int, float, bool, lists of int), as `from_dict` takes them."""
+        parts: dict[str, dict[str, Any]] = asdict(self)
+        return {
+            part: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+            for part, values in parts.items()
+        }
 
 
 def _refuse_unknown(owner: str, given: Mapping[str, Any], known: Any) -> None:

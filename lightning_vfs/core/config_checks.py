@@ -1,0 +1,67 @@
+"""What the parts of a configuration check of themselves, in the words of a user."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lightning_vfs.core.errors import ConfigError
+
+
+def check_choices(config: Any) -> None:
+    """Raise ConfigError for a field whose value is not among its Literal's choices."""
+    for name, hint in get_type_hints(type(config)).items():
+        choices = get_args(hint)
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in choices:
+            allowed = ", ".join(map(repr, choices))
+            raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}.")
+
+
+def check_at_least(config: Any, minimum: int, *names: str) -> None:
+    """Raise ConfigError for a field that is no whole number of at least `minimum`."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ConfigError(
+                f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}."
+            )
+
+
+def check_fraction(config: Any, *names: str) -> None:
+    """Raise ConfigError for a field that is not in [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise ConfigError(f"{type(config).__name__}.{name} is {value}; it must be at least 0 and below 1.")
+
+
+def as_tuples(config: Any, *names: str) -> None:
+    """Make tuples of lists, as YAML and JSON give them."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            object.__setattr__(config, name, tuple(value))
+
+
+def check_unet(config: Any) -> None:
+    """Raise ConfigError for sizes of a UNet that cannot be built."""
+    name = type(config).__name__
+    check_at_least(config, 1, "channels", "num_res_blocks", "heads")
+    widths = [config.channels * mult for mult in config.channel_mult]
+    if not widths or any(not isinstance(mult, int) or mult < 1 for mult in config.channel_mult):
+        raise ConfigError(
+            f"{name}.channel_mult is {config.channel_mult}; it must be whole numbers, one for each level."
+        )
+    if any(width % config.heads for width in widths):
+        raise ConfigError(
+            f"{name}.channels is {config.channels}, so the levels are {', '.join(map(str, widths))} wide, but heads is "
+            f"{config.heads}: every width must be a multiple of it."
+        )
+
+
+def check_mlp(config: Any) -> None:
+    """Raise ConfigError for an mlp_ratio that is not above 0, or a dropout out of [0, 1)."""
+    name = type(config).__name__
+    if config.mlp_ratio <= 0:
+        raise ConfigError(f"{name}.mlp_ratio is {config.mlp_ratio}; it must be above 0.")
+    check_fraction(config, "dropout")
