@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_vfs.callbacks.averaging import averaged_weights
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.module import SetDataModule
 
 
@@ -51,18 +52,24 @@ def sets_of(trainer: pl.Trainer, caller: Callback) -> SetDataModule:
     return data
 
 
-def check_model(pl_module: Any, data: SetDataModule, steps: int) -> None:
-    """Hold the model against the data and the steps to take; not before its checkpoint is loaded, which decides.
+def check_model(pl_module: Any, data: SetDataModule, how: SamplingConfig) -> None:
+    """Hold the model against the data and the sampling; not before its checkpoint is loaded, which decides.
 
     Raises:
         SetSizeMismatchError: the data has sets of another size than the weights.
-        EvaluationError: more sampling steps than the diffusion has.
+        EvaluationError: more sampling steps than the diffusion has, or guidance of a model without a null context.
     """
     pl_module.check_set_size(data.set_size)
     timesteps = pl_module.config.diffusion.timesteps
-    if steps > timesteps:
+    if how.steps > timesteps:
         raise EvaluationError(
-            f"Sampling takes {steps} steps, but the diffusion has {timesteps}: set steps to at most {timesteps}."
+            f"Sampling takes {how.steps} steps, but the diffusion has {timesteps}: set steps to at most {timesteps}."
+        )
+    if how.is_guided and not pl_module.config.encoder.context_dropout:
+        raise EvaluationError(
+            f"guidance_scale is {how.guidance_scale}, but this model was trained without encoder.context_dropout, and "
+            "knows no null context to guide away from: set guidance_scale to 1, or train with "
+            "--model.config.encoder.context_dropout 0.1."
         )
 
 

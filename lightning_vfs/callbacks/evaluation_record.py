@@ -47,7 +47,7 @@ def write_record(
     figures: Mapping[str, Figure],
     results: Mapping[str, SplitResult],
     share: Share,
-    shots: int,
+    shots: int | None,
     path: Path,
 ) -> None:
     """Write the record, on the first rank, and tell the loggers of it.
@@ -56,21 +56,23 @@ def write_record(
         figures: by the names that they are logged under.
         results: of every split.
         share: holds the time taken.
-        shots: images in a support.
+        shots: images in a support; None for a model that takes none.
         path: see `record_path`.
     """
+    how = callback.sampling
     record = EvaluationRecord(
         figures=dict(figures),
-        model=_model(trainer),
+        model=_model(trainer, pl_module),
         data=DataRecord(type(data).__name__, data.image_size, data.channels),
         splits={name: result.record for name, result in results.items()},
         sampling=SamplingRecord(
-            sampler=callback.sampler,
-            steps=callback.steps,
-            eta=callback.eta if callback.sampler == "ddim" else None,
-            guidance=None,
+            sampler=how.sampler,
+            steps=how.steps,
+            eta=how.eta if how.sampler == "ddim" else None,
+            guidance=how.guidance_scale if how.is_guided else None,
+            guidance_interval=how.guidance_interval if how.is_guided else None,
             shots=shots,
-            held_out=pl_module.config.sets.held_out,
+            held_out=None if shots is None else pl_module.config.sets.held_out,
             precision=str(trainer.precision),
             seed=callback.seed,
         ),
@@ -102,7 +104,7 @@ def write_record(
             logger.experiment.add_text("fid.json", f"```json\n{path.read_text()}\n```", trainer.global_step)
 
 
-def _model(trainer: pl.Trainer) -> ModelRecord:
+def _model(trainer: pl.Trainer, pl_module: Any) -> ModelRecord:
     fitting = trainer.state.fn == TrainerFn.FITTING
     checkpoint = None if fitting else trainer.ckpt_path
     averaging = averaging_of(trainer)
@@ -120,6 +122,7 @@ def _model(trainer: pl.Trainer) -> ModelRecord:
         global_step=trainer.global_step if fitting else state.get("global_step"),
         weights="averaged" if averaged else "raw",
         averaging_decay=None if averaging is None else _decay(averaging),
+        autoencoder_sha256=pl_module.autoencoder.weights_sha256 if pl_module.config.latent.autoencoder else None,
     )
 
 

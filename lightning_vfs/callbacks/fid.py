@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -19,7 +18,7 @@ from lightning_vfs.callbacks.evaluation_record import record_path, write_record
 from lightning_vfs.callbacks.share import Share
 from lightning_vfs.callbacks.split_evaluation import EvaluationPlan, SplitEvaluation, check_class_names
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.samplers import SamplerName
+from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SetDataModule, Split
 from lightning_vfs.metrics import INCEPTION, ImageFeatures
 from lightning_vfs.metrics.extractors import check_metrics
@@ -33,7 +32,9 @@ class FIDCallback(Callback):
     """Evaluate generated images on classes trained on (`in`) and on classes never trained on (`out`).
 
     Image i of N is generated from the support of episode i with noise of (seed, i), by the averaged weights if there
-    are any, and compared with the real images of the split. It logs `fid/in` and `fid/out` (Heusel et al. 2017), which
+    are any, and compared with the real images of the split. The baselines without a support are evaluated on the same
+    episodes: a class-conditional model generates their classes, `in` alone, and an unconditional one whatever it does,
+    with a few_shot_accuracy about chance. It logs `fid/in` and `fid/out` (Heusel et al. 2017), which
     are the figures of torch-fidelity's command on the same images, and `few_shot_accuracy/in` and `/out`, with the
     figure of real images as `few_shot_accuracy/in_real` and `/out_real`. With another extractor than Inception the
     names carry it: `fid[glyph-cnn]/out`. Figures do not depend on the number of ranks or on `batch_size`. Every
@@ -53,9 +54,11 @@ class FIDCallback(Callback):
         num_real_images: real images per split: all, or so many, drawn by seed.
         splits: of `in` and `out`.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
-        sampler: `ddim` or `ddpm`.
+        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
         steps: timesteps that the sampler takes.
         eta: of DDIM.
+        guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
+        guidance_interval: timesteps t of the full process, low <= t < high, that are guided; all by default.
         shots: images in a support; by default as many as condition one generation in training.
         batch_size: images generated at a time.
         feature_extractor: name in torch-fidelity's registry; `glyph-cnn` for the built-in glyphs.
@@ -65,14 +68,15 @@ class FIDCallback(Callback):
             largest is logged by the plain name, others as `few_shot_accuracy_5`. None leaves it out.
         options: of the metrics, by torch-fidelity's names: `kid_subset_size` and so on.
         vlb_images: real images per split whose variational bound is computed, as `vlb/in` and `vlb/out` in bits per
-            dimension; 0 leaves it out.
+            dimension; 0 leaves it out. A model of latents has none.
         vlb_steps: timesteps of that bound; all by default.
         save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
         record: file of the record; None is `fid.json` beside the checkpoints.
 
     Raises:
         ConfigError: an option is out of range.
-        EvaluationError: no SetDataModule, too few images or classes, no weights for the extractor; before training.
+        EvaluationError: no SetDataModule, too few images or classes, no weights for the extractor, or what this model
+            cannot do; before training.
         SetSizeMismatchError: the data has sets of another size than the weights; before training.
     """
 
@@ -93,6 +97,8 @@ class FIDCallback(Callback):
         metrics: Sequence[str] = ("fid",),
         per_class: bool | Sequence[str] = False,
         eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[int, int] | None = None,
         shots: int | None = None,
         options: FidelityOptions = FidelityOptions(),
         vlb_images: int = 0,
@@ -102,16 +108,12 @@ class FIDCallback(Callback):
     ) -> None:
         if not splits or isinstance(splits, str) or not set(splits) <= set(SPLITS):
             raise ConfigError(f"FIDCallback.splits is {splits!r}; it must be a list of 'in', 'out' or both.")
-        if sampler not in get_args(SamplerName):
-            raise ConfigError(f"FIDCallback.sampler is {sampler!r}; allowed: {', '.join(get_args(SamplerName))}.")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.num_images = num_images
         self.num_real_images = num_real_images
         self.splits = tuple(splits)
-        self.sampler = sampler
-        self.steps = steps
-        self.eta = eta
+        self.sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
         self.shots = shots
         self.batch_size = batch_size
         self.feature_extractor = feature_extractor
@@ -128,7 +130,7 @@ class FIDCallback(Callback):
         check_at_least(self, 1, "every_n_epochs", "every_n_steps", "shots", "vlb_steps", or_none=True)
         check_at_least(self, 2, "num_real_images", or_none=True)
         check_at_least(self, 2, "num_images")
-        check_at_least(self, 1, "steps", "batch_size")
+        check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "vlb_images")
         check_metrics(self.metrics)
         if any(isinstance(way, bool) or not isinstance(way, int) or way < 2 for way in self.ways):
@@ -161,6 +163,7 @@ class FIDCallback(Callback):
             num_real_images=self.num_real_images,
             ways=self.ways,
             seed=self.seed,
+            sampling=self.sampling,
             options=self.options,
             per_class=self.per_class,
             save_images=None if self.save_images is None else Path(self.save_images),
@@ -174,10 +177,9 @@ class FIDCallback(Callback):
             check_class_names(self.per_class, list(self._evaluations.values()))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = sets_of(trainer, self)
-        check_model(pl_module, data, self.steps)
+        shots = self._checked_shots(pl_module, sets_of(trainer, self))
         for evaluation in self._evaluations.values():
-            evaluation.episodes(self._shots(pl_module, data))
+            evaluation.episodes(shots)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._latest_step = trainer.global_step
@@ -217,7 +219,7 @@ class FIDCallback(Callback):
     def evaluate(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
         """Figures by the names they are logged under; collective, equal on all ranks."""
         data = sets_of(trainer, self)
-        check_model(pl_module, data, self.steps)
+        shots = self._checked_shots(pl_module, data)
         share = Share(
             rank=trainer.global_rank,
             world_size=trainer.world_size,
@@ -225,12 +227,9 @@ class FIDCallback(Callback):
             device=pl_module.device,
             show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
         )
-        generate = partial(pl_module.generate, steps=self.steps, sampler=self.sampler, eta=self.eta, seed=self.seed)
-        shots = self._shots(pl_module, data)
         with evaluating(trainer, pl_module, self):
             results = {
-                split: evaluation.evaluate(pl_module, generate, shots, share)
-                for split, evaluation in self._evaluations.items()
+                split: evaluation.evaluate(pl_module, shots, share) for split, evaluation in self._evaluations.items()
             }
         figures = {
             self._logged_name(name, split): figure
@@ -244,12 +243,23 @@ class FIDCallback(Callback):
         self._report(logged)
         return logged
 
-    def _shots(self, pl_module: Any, data: SetDataModule) -> int:
-        """Images in a support.
+    def _checked_shots(self, pl_module: Any, data: SetDataModule) -> int | None:
+        """Images in a support, None for a model that takes none; after all is held against the model.
 
         Raises:
-            EvaluationError: more are asked for than the model takes.
+            SetSizeMismatchError: the data has sets of another size than the weights.
+            EvaluationError: an option that this model cannot satisfy.
         """
+        check_model(pl_module, data, self.sampling)
+        config = pl_module.config
+        if self.vlb_images and config.latent.autoencoder:
+            raise EvaluationError(
+                f"FIDCallback.vlb_images is {self.vlb_images}, but this model diffuses latents, whose variational "
+                "bound says nothing of pixels: set it to 0."
+            )
+        if not config.encoder.takes_support:
+            self._check_baseline(config.encoder.architecture)
+            return None
         most = shots_of(pl_module, data)
         if self.shots is not None and self.shots > most:
             raise EvaluationError(
@@ -257,6 +267,18 @@ class FIDCallback(Callback):
                 f"{most}, or to null for {most}."
             )
         return self.shots or most
+
+    def _check_baseline(self, architecture: str) -> None:
+        if self.shots is not None:
+            raise EvaluationError(
+                f"FIDCallback.shots is {self.shots}, but this model takes no support (encoder.architecture is "
+                f"{architecture!r}): set it to null."
+            )
+        if architecture == "class_label" and "out" in self.splits:
+            raise EvaluationError(
+                "FIDCallback.splits has 'out', classes never trained on, but a class-conditional model has contexts of "
+                "its training classes alone: set splits to ['in']."
+            )
 
     def _evaluate_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in self.evaluate(trainer, pl_module).items():

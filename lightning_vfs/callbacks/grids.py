@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,29 @@ from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs.callbacks.evaluation import check_at_least, check_model, evaluating, sets_of, shots_of, to_uint8
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.samplers import SamplerName
+from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 
 PAPER = 200
 """Grey between images: seen beside white and beside black ones."""
 
 
-def sample_grid(support: Tensor, generated: Tensor, min_size: int = 48) -> Tensor:
+def sample_grid(support: Tensor | None, generated: Tensor, min_size: int = 48) -> Tensor:
     """Picture of one row per class: its support, a dark line, and the images generated from it.
 
     Args:
-        support: (r, k, c, h, w) in [-1, 1], c = 1 or 3.
+        support: (r, k, c, h, w) in [-1, 1], c = 1 or 3; None for generated images alone.
         generated: (r, m, c, h, w) in [-1, 1].
         min_size: smaller images are enlarged by a whole factor, until they have so many pixels a side.
 
     Returns:
         uint8 (3, H, W).
     """
-    left, right = _block(support, min_size), _block(generated, min_size)
-    line = torch.zeros(3, left.shape[1], 4, dtype=torch.uint8)
-    row = torch.cat([left, pad(line, (6, 6), value=PAPER), right], dim=2)
-    return pad(row, (2, 2, 2, 2), value=PAPER)
+    picture = _block(generated, min_size)
+    if support is not None:
+        line = torch.zeros(3, picture.shape[1], 4, dtype=torch.uint8)
+        picture = torch.cat([_block(support, min_size), pad(line, (6, 6), value=PAPER), picture], dim=2)
+    return pad(picture, (2, 2, 2, 2), value=PAPER)
 
 
 def _block(images: Tensor, min_size: int) -> Tensor:
@@ -53,7 +56,9 @@ def _block(images: Tensor, min_size: int) -> Tensor:
 class SampleGridCallback(Callback):
     """Show what the model generates from supports of some classes of a split, every so often.
 
-    The same classes, supports and noise every time, by the averaged weights if there are any. The picture goes to
+    The same classes, supports and noise every time, by the averaged weights if there are any. A class-conditional model
+    shows classes of the training split beside real images of them; an unconditional one generated images alone. The
+    picture goes to
     `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of validation and
     of testing (`validate.png`, `test.png`).
 
@@ -62,14 +67,15 @@ class SampleGridCallback(Callback):
         num_classes: rows.
         num_images: images per row.
         steps: timesteps that the sampler takes.
-        sampler: `ddim` or `ddpm`.
+        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
         seed: draws classes, supports and noise.
-        split: `train`, `val` or `test`.
+        split: `train`, `val` or `test`; `train` for a class-conditional model.
         dirname: folder of the pictures; default is `samples` in the logger's folder, or in the trainer's root.
 
     Raises:
         ConfigError: an option is out of range.
-        EvaluationError: no SetDataModule, or a split with fewer classes; before training.
+        EvaluationError: no SetDataModule, a split with fewer classes, or what this model cannot do; before training.
         SetSizeMismatchError: the data has sets of another size than the weights; before training.
     """
 
@@ -80,23 +86,21 @@ class SampleGridCallback(Callback):
         num_images: int = 8,
         steps: int = 50,
         sampler: SamplerName = "ddim",
+        guidance_scale: float = 1.0,
         seed: int = 0,
         split: Split = "test",
         dirname: str | os.PathLike[str] | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"SampleGridCallback.split is {split!r}; allowed: {', '.join(map(repr, SPLITS))}.")
-        if sampler not in ("ddim", "ddpm"):
-            raise ConfigError(f"SampleGridCallback.sampler is {sampler!r}; allowed: 'ddim', 'ddpm'.")
         self.every_n_epochs = every_n_epochs
         self.num_classes = num_classes
         self.num_images = num_images
-        self.steps = steps
-        self.sampler = sampler
+        self.sampling = SamplingConfig(steps, sampler, guidance_scale=guidance_scale)
         self.seed = seed
         self.split: Split = split
         self.dirname = dirname
-        check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images", "steps")
+        check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict":
@@ -109,7 +113,7 @@ class SampleGridCallback(Callback):
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check_model(pl_module, sets_of(trainer, self), self.steps)
+        self._check(pl_module, sets_of(trainer, self))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -126,25 +130,40 @@ class SampleGridCallback(Callback):
         if not trainer.is_global_zero:
             return
         data = sets_of(trainer, self)
-        check_model(pl_module, data, self.steps)
+        self._check(pl_module, data)
         folder = Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "samples")
         with evaluating(trainer, pl_module, self):
-            support = self._support(data, pl_module)
-            generated = pl_module.sample(
-                support, num_images=self.num_images, steps=self.steps, sampler=self.sampler, seed=self.seed
-            )
-        grid = sample_grid(support, generated)
+            grid = self._picture(data, pl_module)
         save_png(grid, folder / f"{name}.png")
         for logger in trainer.loggers:
             _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)
 
-    def _support(self, data: SetDataModule, pl_module: Any) -> Tensor:
-        """Supports of `num_classes` classes, (r, k, c, h, w) on the module's device."""
+    def _check(self, pl_module: Any, data: SetDataModule) -> None:
+        check_model(pl_module, data, self.sampling)
+        if pl_module.config.encoder.architecture == "class_label" and self.split != "train":
+            raise EvaluationError(
+                f"SampleGridCallback.split is {self.split!r}, but a class-conditional model has contexts of its "
+                "training classes alone: set it to 'train'."
+            )
+
+    def _picture(self, data: SetDataModule, pl_module: Any) -> Tensor:
+        draw = partial(pl_module.sample, seed=self.seed, **asdict(self.sampling))
+        architecture = pl_module.config.encoder.architecture
+        if architecture == "none":
+            images = draw(num_images=self.num_classes * self.num_images)
+            return sample_grid(None, images.unflatten(0, (self.num_classes, self.num_images)))
+        support, labels = self._rows(data, pl_module)
+        if architecture == "class_label":
+            return sample_grid(support, draw(label=labels, num_images=self.num_images))
+        return sample_grid(support, draw(support.to(pl_module.device), num_images=self.num_images))
+
+    def _rows(self, data: SetDataModule, pl_module: Any) -> tuple[Tensor, Tensor]:
+        """Supports (r, k, c, h, w) of `num_classes` classes, and the labels (r,) of these."""
         images = data.split(self.split)
         episodes = images.episodes(len(images), shots_of(pl_module, data), self.seed)
         _, first_of_class = np.unique(episodes.labels, return_index=True)
         rows = np.sort(first_of_class)[: self.num_classes]
-        return images.pixels(episodes.supports[rows]).to(pl_module.device)
+        return images.pixels(episodes.supports[rows]), torch.from_numpy(episodes.labels[rows])
 
 
 def save_png(picture: Tensor, path: Path) -> None:

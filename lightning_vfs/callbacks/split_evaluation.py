@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.callbacks.grids import save_png
 from lightning_vfs.callbacks.real_images import RealImages
 from lightning_vfs.callbacks.share import Share
+from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.few_shot import check_way
@@ -33,6 +35,7 @@ class EvaluationPlan:
     num_real_images: int | None = None
     ways: tuple[int, ...] = (20,)
     seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     options: FidelityOptions = field(default_factory=FidelityOptions)
     per_class: bool | tuple[str, ...] = False
     save_images: Path | None = None
@@ -52,7 +55,8 @@ class SplitResult(NamedTuple):
 class SplitEvaluation:
     """Figures of images generated for the classes of one split, against its real images.
 
-    Image i is generated from the support of episode i; the episode's class is what few_shot_accuracy asks for.
+    Image i is generated from the support of episode i, or whatever else of it the model is conditioned on; the
+    episode's class is what few_shot_accuracy asks for.
 
     Args:
         name: the split of the data.
@@ -87,27 +91,24 @@ class SplitEvaluation:
         wanted = self.plan.per_class or ()
         return [i for i, name in enumerate(self.images.class_names) if name in wanted]
 
-    def episodes(self, shots: int) -> Episodes:
-        """What is generated: a support of `shots` images for each of `num_images` images.
+    def episodes(self, shots: int | None) -> Episodes:
+        """What is generated: a support of `shots` images for each of `num_images` images, of the same classes for any.
 
         Raises:
             DataError: a class has too few images.
             EvaluationError: a class of `per_class` has too few images for a FID of its own.
         """
-        episodes = self.images.episodes(self.plan.num_images, shots, self.plan.seed)
+        episodes = self.images.episodes(self.plan.num_images, shots or 1, self.plan.seed)
         labels = torch.from_numpy(episodes.labels)
         check_classes(labels, self.real.labels, self.classes, self.images.class_names)
         return episodes
 
-    def evaluate(
-        self, model: Any, generate: Callable[[Tensor, Tensor], Tensor], shots: int, share: Share
-    ) -> SplitResult:
+    def evaluate(self, model: Any, shots: int | None, share: Share) -> SplitResult:
         """Generate, and compare with the real images. Collective: every rank calls it with its own share.
 
         Args:
-            model: it is asked for `bits_per_dim` where the plan has `vlb_images`.
-            generate: supports (m, shots, c, h, w) and global sample indices (m,) -> images (m, c, h, w) in [-1, 1].
-            shots: images in a support.
+            model: its `generate` makes the images; it is asked for `bits_per_dim` where the plan has `vlb_images`.
+            shots: images in a support; None for a model that takes none.
             share: what this rank does of it.
 
         Returns:
@@ -117,14 +118,14 @@ class SplitEvaluation:
         episodes = self.episodes(shots)
         self._take_real(share)
         for batch in share.batches(len(episodes), f"Evaluation: generating, {self.name}"):
-            self._generate(generate, episodes, batch, share)
+            self._generate(model, episodes, batch, share)
         figures, notes = self._compare(torch.from_numpy(episodes.labels), share)
         likelihood = None
         if self.plan.vlb_images:
             with share.timing("likelihood"):
                 likelihood = self._likelihood(model, episodes, share)
             figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
-        return SplitResult(figures, self._record(episodes), notes, likelihood)
+        return SplitResult(figures, self._record(episodes, shots), notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
 
@@ -157,12 +158,19 @@ class SplitEvaluation:
 
     # -- generated images --------------------------------------------------------------------------------------------
 
-    def _generate(
-        self, generate: Callable[[Tensor, Tensor], Tensor], episodes: Episodes, batch: np.ndarray, share: Share
-    ) -> None:
+    def _conditions(self, encoder: EncoderConfig, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
+        """What a model is conditioned on: supports (m, shots, c, h, w), or labels (m,), or neither."""
+        by_label = encoder.architecture == "class_label"
+        return {
+            "support": self.images.pixels(episodes.supports[batch]) if encoder.takes_support else None,
+            "label": torch.from_numpy(episodes.labels[batch]) if by_label else None,
+        }
+
+    def _generate(self, model: Any, episodes: Episodes, batch: np.ndarray, share: Share) -> None:
         index = torch.from_numpy(batch)
+        conditions = self._conditions(model.config.encoder, episodes, batch)
         with share.timing("generation"):
-            images = generate(self.images.pixels(episodes.supports[batch]), index)
+            images = model.generate(index=index, seed=self.plan.seed, **conditions, **asdict(self.plan.sampling))
         with share.timing("features"):
             pixels = to_uint8(images)
             features = self.features(pixels)
@@ -207,7 +215,7 @@ class SplitEvaluation:
     # -- likelihood --------------------------------------------------------------------------------------------------
 
     def _likelihood(self, model: Any, episodes: Episodes, share: Share) -> LikelihoodRecord:
-        """Means over images of the variational bound's parts; of the first targets given their supports."""
+        """Means over images of the variational bound's parts; of the first targets, conditioned as in generation."""
         count = min(self.plan.vlb_images, len(episodes))
         steps = self.plan.vlb_steps or model.config.diffusion.timesteps
         parts: dict[str, tuple[int, ...]] = {
@@ -217,9 +225,8 @@ class SplitEvaluation:
         bound = partial(model.bits_per_dim, steps=self.plan.vlb_steps, seed=self.plan.seed)
         for batch in share.batches(count, f"Evaluation: variational bound, {self.name}"):
             index = torch.from_numpy(batch)
-            found = bound(
-                self.images.pixels(episodes.targets[batch]), self.images.pixels(episodes.supports[batch]), index
-            )
+            conditions = self._conditions(model.config.encoder, episodes, batch)
+            found = bound(self.images.pixels(episodes.targets[batch]), index=index, **conditions)
             gathered.update({part: getattr(found, part) for part in parts}, index)
         means: dict[str, Any] = {name: rows.double().mean(dim=0).tolist() for name, rows in gathered.compute().items()}
         return LikelihoodRecord(
@@ -233,7 +240,7 @@ class SplitEvaluation:
 
     # -- record ------------------------------------------------------------------------------------------------------
 
-    def _record(self, episodes: Episodes) -> SplitRecord:
+    def _record(self, episodes: Episodes, shots: int | None) -> SplitRecord:
         def per_class(labels: np.ndarray) -> dict[str, int]:
             counts = np.bincount(labels, minlength=self.images.num_classes)
             return dict(zip(self.images.class_names, counts.tolist(), strict=True))
@@ -247,7 +254,7 @@ class SplitEvaluation:
             real_per_class=per_class(self.images.labels[self.real.chosen]),
             images_sha256=self.real.pixels_sha256,
             real_images_sha256=hash_of(self.real.chosen),
-            supports_sha256=hash_of(episodes.targets, episodes.supports),
+            supports_sha256=None if shots is None else hash_of(episodes.targets, episodes.supports),
         )
 
 

@@ -102,9 +102,12 @@ class VFSCLI(LightningCLI):
         Raises:
             ConfigError: a flag contradicts the checkpoint's weights.
         """
-        for name, value in _leaves(hyper_parameters):
+        # An older checkpoint lacks the options that came later: it was trained with their defaults.
+        config = VFSConfig.from_dict(hyper_parameters["config"]).to_dict()
+        for name, value in _leaves({**hyper_parameters, "config": config}):
             part = name.removeprefix("config.")
             given = self._given_model.get(name, value)
+            given = list(given) if isinstance(given, tuple) else given
             weights_decide = name.startswith("config.") and part not in contract.FREE
             if weights_decide and given != value and part != "sets.set_size":
                 raise ConfigError(
@@ -140,7 +143,7 @@ class VFSCLI(LightningCLI):
         contract.check_same_model(trained, stated)
         return contract.agree(
             stated,
-            weights=contract.patch_dim_of(checkpoint["state_dict"]),
+            weights=contract.patch_dim_of(checkpoint["state_dict"], trained),
             data=data["set_size"],
             on_mismatch=config["model"]["on_set_size_mismatch"],
         )

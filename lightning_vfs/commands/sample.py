@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,37 +13,49 @@ from torch import Tensor
 
 from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.callbacks.grids import sample_grid, save_png
+from lightning_vfs.core import contract
+from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
 from lightning_vfs.modules import VFSDDPM
 
 
 def sample(
-    support: str,
     out: str,
+    support: str | None = None,
+    label: int | None = None,
     ckpt_path: str | None = None,
     pretrained: str | None = None,
     num_images: int = 24,
     steps: int = 50,
-    sampler: Literal["ddim", "ddpm"] = "ddim",
+    sampler: SamplerName = "ddim",
     eta: float = 0.0,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[int, int] | None = None,
     seed: int = 0,
     device: str = "auto",
     framework: Literal["torch", "jax"] = "torch",
 ) -> None:
     """Generate images of the class that a folder of images shows.
 
-    Writes `0000.png`, `0001.png`, ... and `grid.png` (the support on the left).
+    Writes `0000.png`, `0001.png`, ... and `grid.png` (the support on the left). The baselines take no support: a
+    class-conditional model generates a training class by its number, an unconditional one whatever it does.
 
     Args:
-        support: folder with 1 to k images of one class.
         out: folder for the images; made if need be.
+        support: folder with 1 to k images of one class.
+        label: number of a training class, in place of the support, for a class-conditional model.
         ckpt_path: a Lightning checkpoint; or give `pretrained`.
         pretrained: a folder with model.safetensors and config.json, or a hub id.
         num_images: images to generate.
         steps: diffusion steps to take.
-        sampler: ddim or ddpm.
+        sampler: ddim, ddpm or dpmpp_2m.
         eta: of DDIM, 0 (deterministic) to 1.
+        guidance_scale: of classifier-free guidance, for a model trained with encoder.context_dropout; 1 is none, above
+            1 the images show more of the class, and vary less.
+        guidance_interval: first timestep that is guided, and the first above it that no longer is, such as [200, 800];
+            all by default.
         seed: seed of the noise.
         device: auto, cpu, cuda, cuda:1, ...; of torch alone, JAX takes all devices that it finds.
         framework: torch or jax; the images are the same, to rounding.
@@ -53,41 +66,86 @@ def sample(
         raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
     if framework == "jax" and device != "auto":
         raise ConfigError(f"--device {device} is torch's; JAX takes all devices that it finds (JAX_PLATFORMS chooses).")
+    sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
     model = VFSDDPM.load_from_checkpoint(ckpt_path) if ckpt_path else VFSDDPM.from_pretrained(str(pretrained))
     sets = model.config.sets
-    images = load_support(support, sets.image_size, sets.channels)
+    _check_condition(model.config, support, label)
+    images = None if support is None else load_support(support, sets.image_size, sets.channels)
     draw = _with_jax if framework == "jax" else _with_torch
-    how = {"num_images": num_images, "steps": steps, "sampler": sampler, "seed": seed, "eta": eta}
+    how: dict[str, Any] = {"num_images": num_images, "seed": seed} | _not_at_default(sampling)
+    if label is not None:
+        how["label"] = label
     generated = draw(model, device, images, how)
     folder = Path(out)
     for i, image in enumerate(to_uint8(generated)):
         save_png(image, folder / f"{i:04d}.png")
     save_png(_picture(images, generated), folder / "grid.png")
-    print(f"{num_images} images and grid.png of {len(images)} support images: {folder}")
+    of_support = "" if images is None else f" of {len(images)} support images"
+    print(f"{num_images} images and grid.png{of_support}: {folder}")
 
 
-def _with_torch(model: VFSDDPM, device: str, images: Tensor, how: dict[str, Any]) -> Tensor:
+def _check_condition(config: VFSConfig, support: str | None, label: int | None) -> None:
+    """Refuse what the model cannot be conditioned on, and the lack of what it needs.
+
+    Raises:
+        ConfigError: a support or a label too much or too few, or a class that the model does not know.
+    """
+    encoder = config.encoder
+    given = {"support": support, "label": label}
+    wanted = "support" if encoder.takes_support else "label" if encoder.architecture == "class_label" else None
+    if wanted and given[wanted] is None:
+        what = {
+            "support": f"a folder with 1 to {config.sets.shots} images of one class",
+            "label": f"the number of a training class, 0 to {encoder.num_classes - 1}",
+        }
+        raise ConfigError(
+            f"This model is conditioned on a {wanted} (encoder.architecture is {encoder.architecture!r}): give "
+            f"--{wanted}, {what[wanted]}."
+        )
+    for option, value in given.items():
+        if option != wanted and value is not None:
+            raise ConfigError(
+                f"--{option} is {value!r}, but this model is conditioned on no {option} (encoder.architecture is "
+                f"{encoder.architecture!r}): leave it out."
+            )
+    if label is not None:
+        try:
+            contract.check_labels([label], config)
+        except ValueError as error:
+            raise ConfigError(f"--label is {label}. {error}") from None
+
+
+def _not_at_default(sampling: SamplingConfig) -> dict[str, Any]:
+    """What was asked for; both frameworks have the same defaults."""
+    values = {f.name: (getattr(sampling, f.name), f.default) for f in fields(sampling)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Tensor:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval().sample(images, **how).cpu()
 
 
-def _with_jax(model: VFSDDPM, device: str, images: Tensor, how: dict[str, Any]) -> Tensor:
+def _with_jax(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Tensor:
     try:
         import jax
 
         from lightning_vfs.flax import FlaxVFSDDPM
     except ImportError as error:
         raise ConfigError("--framework jax needs jax and flax: pip install 'lightning_vfs[jax]'.") from error
-    generated = FlaxVFSDDPM.from_torch(model).sample(images.numpy(), **how, devices=jax.devices())
+    support: Any = None if images is None else images.numpy()
+    generated = FlaxVFSDDPM.from_torch(model).sample(support, **how, devices=jax.devices())
     return torch.from_numpy(np.array(generated))
 
 
-def _picture(support: Tensor, generated: Tensor, per_row: int = 8) -> Tensor:
+def _picture(support: Tensor | None, generated: Tensor, per_row: int = 8) -> Tensor:
     """Support (k, c, h, w) at the top left, generated images (m, c, h, w) in rows on the right: uint8 (3, H, W)."""
     rows = -(-len(generated) // per_row)
-    left = support.new_ones(rows, *support.shape)
-    left[0] = support
+    left = None
+    if support is not None:
+        left = support.new_ones(rows, *support.shape)
+        left[0] = support
     right = generated.new_ones(rows * per_row, *generated.shape[1:])
     right[: len(generated)] = generated
     return sample_grid(left, right.unflatten(0, (rows, per_row)))

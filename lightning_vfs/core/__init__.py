@@ -13,8 +13,10 @@ from lightning_vfs.core.errors import (
     VFSError,
 )
 from lightning_vfs.core.gaussian import gaussian_kl, standard_gaussian_kl_bits
+from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.patches import stack_patches, unpatchify
 from lightning_vfs.core.samplers import sample
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.schedules import betas_for, respaced_timesteps
 from lightning_vfs.core.sets import complete, leave_one_out, subsample
 
@@ -27,6 +29,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluationError",
     "GaussianDiffusion",
+    "SamplingConfig",
     "SetConfig",
     "SetSizeMismatchError",
     "StaleSetSizeWarning",
@@ -38,6 +41,7 @@ __all__ = [
     "check_support",
     "complete",
     "gaussian_kl",
+    "guided",
     "leave_one_out",
     "patch_dim",
     "respaced_timesteps",

@@ -174,8 +174,8 @@ class VFSConfig:
             )
 
     @property
-    def patch_dim(self) -> int:
-        """Width of SPT's LayerNorm and input of its projection."""
+    def patch_dim(self) -> int | None:
+        """Width of SPT's LayerNorm and input of its projection; None for an encoder without patches."""
         from lightning_vfs.core.contract import patch_dim
 
         return patch_dim(self)
@@ -229,12 +229,19 @@ class VFSConfig:
         return 1 if self.encoder.time_token == "none" else 2
 
     @property
+    def encoded_shape(self) -> tuple[int, ...]:
+        """Shape of what the encoder makes of one set: (d,), with `lag` (tokens, d); d = `encoder.output_dim`."""
+        return (*self._tokens_shape, self.encoder.output_dim)
+
+    @property
     def context_shape(self) -> tuple[int, ...]:
         """Shape of the context of one image: (d,), with `lag` (tokens, d), without any conditioning ()."""
-        dim = self.encoder.context_dim
-        if self.denoiser.conditioning == "lag":
-            return (self.denoiser.context_tokens or self.encoder_tokens, dim)
-        return (dim,) if dim else ()
+        return (*self._tokens_shape, self.encoder.context_dim) if self.encoder.context_dim else ()
+
+    @property
+    def _tokens_shape(self) -> tuple[int, ...]:
+        lag = self.denoiser.conditioning == "lag"
+        return (self.denoiser.context_tokens or self.encoder_tokens,) if lag else ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VFSConfig:

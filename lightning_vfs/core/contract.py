@@ -7,45 +7,54 @@ door (load hooks, command line, data, callbacks) asks the functions here; see th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import CheckpointError, SetSizeMismatchError
+from lightning_vfs.core.errors import CheckpointError, ClassMismatchError, SetSizeMismatchError
 
 OnMismatch = Literal["error", "adapt"]
 
 PATCH_DIM_KEY = "encoder.to_patch_embedding.norm.weight"
-"""Name of the parameter whose length is `patch_dim`."""
+"""Name of the parameter whose length is `patch_dim`, in models whose encoder cuts images into patches."""
+
+DENOISER_PREFIX = "denoiser."
+"""How the names of the denoiser's parameters begin, which every model has."""
 
 
 class StaleSetSizeWarning(UserWarning):
     """A configuration states another set size than the weights; the weights' is taken."""
 
 
-def patch_dim(config: VFSConfig) -> int:
-    """Width of SPT's LayerNorm: patch_size**2 * slots * channels (slots is 1 but for `stack`)."""
-    slots = config.sets.slots if config.encoder.tokenizer == "stack" else 1
-    return config.encoder.patch_size**2 * slots * config.sets.channels
+def patch_dim(config: VFSConfig) -> int | None:
+    """Width of SPT's LayerNorm: patch_size**2 * slots * channels (slots is 1 but for `stack`).
+
+    None for an encoder that cuts nothing into patches.
+    """
+    if not config.encoder.has_patches:
+        return None
+    slots = config.sets.slots if config.encoder.weights_state_set_size else 1
+    return config.encoder.patch_size**2 * slots * config.encoder_channels
 
 
 def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
     """Set size that weights of this patch_dim were made for; None when they do not depend on it (`per_image_mean`).
 
-    Weights of `per_slot_mean` do not say it: the configuration that they came with does.
+    Weights of `per_slot_mean` and of a `vit` do not say it: the configuration that they came with does.
 
     Raises:
         CheckpointError: `found` is no patch_dim of this patch size and number of channels.
     """
-    sets, encoder = config.sets, config.encoder
-    per_slot = encoder.patch_size**2 * sets.channels
-    pixels = f"{encoder.patch_size}\u00b2\u00b7{sets.channels}"
-    if encoder.tokenizer != "stack":
+    sets, encoder, channels = config.sets, config.encoder, config.encoder_channels
+    per_slot = encoder.patch_size**2 * channels
+    pixels = f"{encoder.patch_size}\u00b2\u00b7{channels}"
+    if not encoder.weights_state_set_size:
         if found != per_slot:
+            kind = "a `vit`" if encoder.architecture == "vit" else f"tokenizer `{encoder.tokenizer}`"
             raise CheckpointError(
-                f"The weights have a patch_dim of {found}, but tokenizer `{encoder.tokenizer}` with patches of "
-                f"{encoder.patch_size} and {sets.channels} channels needs {pixels} = {per_slot}: "
+                f"The weights have a patch_dim of {found}, but {kind} with patches of "
+                f"{encoder.patch_size} and {channels} channels needs {pixels} = {per_slot}: "
                 f"{_which_differs(found, config)}"
             )
         return sets.set_size if encoder.fills_slots else None
@@ -64,13 +73,13 @@ def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
 
 def _which_differs(found: int, config: VFSConfig) -> str:
     """Which of patch size and channels, if another one alone would explain the patch_dim."""
-    sets, encoder = config.sets, config.encoder
-    stacked = sets.slots if encoder.tokenizer == "stack" else 1
+    encoder, ours = config.encoder, config.encoder_channels
+    stacked = config.sets.slots if encoder.weights_state_set_size else 1
     for channels in (1, 3):
-        if channels != sets.channels and found == encoder.patch_size**2 * channels * stacked:
-            return f"it fits {channels} channels instead of {sets.channels}."
-    for patch in range(1, sets.image_size + 1):
-        if patch != encoder.patch_size and found == patch**2 * sets.channels * stacked:
+        if channels != ours and found == encoder.patch_size**2 * channels * stacked:
+            return f"it fits {channels} channels instead of {ours}."
+    for patch in range(1, config.encoder_size + 1):
+        if patch != encoder.patch_size and found == patch**2 * ours * stacked:
             return f"it fits patches of {patch} instead of {encoder.patch_size}."
     return "the patch size or the channels differ from those of the weights, or the file is damaged."
 
@@ -101,7 +110,11 @@ def agree(
         SetSizeMismatchError: weights and data differ and `on_mismatch` is `error`.
     """
     configured = config.sets.set_size
-    held = configured if weights is None else set_size_of_weights(weights, config)
+    held: int | None = configured
+    if not config.encoder.has_patches:
+        held = None
+    elif weights is not None:
+        held = set_size_of_weights(weights, config)
     if held is None:
         return config if data is None else with_set_size(config, data)
     if data is not None and data != held and on_mismatch == "error":
@@ -117,20 +130,37 @@ def agree(
     return with_set_size(config, held)
 
 
-FREE = ("encoder.dropout", "encoder.kl_weight", "denoiser.dropout", "diffusion.clip_denoised", "diffusion.loss")
+TRAINING_ONLY = (
+    "sets.random_shots",
+    "encoder.gumbel_temperature",
+    "diffusion.min_snr_gamma",
+    "diffusion.timestep_sampling",
+)
+"""Parts of a configuration that say how a model is trained, and change nothing of what it computes from a support."""
+
+FREE = (
+    *TRAINING_ONLY,
+    "encoder.dropout",
+    "encoder.kl_weight",
+    "denoiser.dropout",
+    "diffusion.clip_denoised",
+    "diffusion.loss",
+    "latent.autoencoder",
+)
 """Parts of a configuration that may differ from what weights were trained with; the rest belongs to the weights."""
 
 
 def check_same_model(trained: VFSConfig, config: VFSConfig) -> None:
     """Refuse weights of another model by the names of what differs.
 
-    The set size is left to `agree`, but with `per_slot_mean`, whose weights do not say it.
+    The set size is left to `agree`, but where zero images fill the slots and the weights do not say how many.
 
     Raises:
         CheckpointError: patch size, channels, tokenizer, held_out or any other part of the model differs.
     """
     ours = _flat(config)
-    left_to_agree = () if config.encoder.tokenizer == "per_slot_mean" else ("sets.set_size",)
+    encoder = config.encoder
+    left_to_agree = ("sets.set_size",) if encoder.weights_state_set_size or not encoder.fills_slots else ()
     different = [
         f"{name} is {ours[name]!r} here, but the checkpoint was trained with {value!r}"
         for name, value in _flat(trained).items()
@@ -154,8 +184,8 @@ def with_set_size(config: VFSConfig, set_size: int) -> VFSConfig:
 
 def _formula(config: VFSConfig, set_size: int) -> str:
     slots = replace(config.sets, set_size=set_size).slots
-    patch, channels = config.encoder.patch_size, config.sets.channels
-    if config.encoder.tokenizer != "stack":
+    patch, channels = config.encoder.patch_size, config.encoder_channels
+    if not config.encoder.weights_state_set_size:
         return f"{slots} slots"
     left_out = "" if slots == set_size else f", {slots} slots"
     return f"{patch**2 * slots * channels} = {patch}\u00b2\u00b7{slots}\u00b7{channels}{left_out}"
@@ -194,7 +224,7 @@ def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: O
         )
     if config.encoder.fills_slots and n != sets.set_size and on_mismatch == "error":
         raise SetSizeMismatchError(_mismatch(config, sets.set_size, n))
-    if n < 2 and sets.held_out != "none":
+    if n < 2 and sets.held_out != "none" and config.encoder.takes_support:
         raise SetSizeMismatchError(f"A set needs at least 2 images to hold one out; the batch has sets of {n}.")
 
 
@@ -203,9 +233,14 @@ def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
 
     Raises:
         SetSizeMismatchError: no image, or more than `shots`.
-        ValueError: another shape of images.
+        ValueError: another shape of images, or a model that takes no support.
     """
     sets = config.sets
+    if not config.encoder.takes_support:
+        raise ValueError(
+            f"This model is conditioned on no support (encoder.architecture is {config.encoder.architecture!r}): "
+            "give it none."
+        )
     if len(shape) != 5 or list(shape[2:]) != [sets.channels, sets.image_size, sets.image_size]:
         raise ValueError(
             f"A support has the shape (b, k, {sets.channels}, {sets.image_size}, {sets.image_size}) "
@@ -219,12 +254,58 @@ def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
         )
 
 
-def patch_dim_of(state_dict: Mapping[str, Any]) -> int:
-    """patch_dim of a model's state_dict.
+def check_labels(labels: Sequence[int], config: VFSConfig) -> None:
+    """Refuse labels of classes that the model does not know.
 
     Raises:
-        CheckpointError: the state_dict is not that of a VFSDDPM.
+        ValueError: a label out of range, or a model that takes none.
     """
+    encoder = config.encoder
+    if encoder.architecture != "class_label":
+        raise ValueError(
+            f"This model is conditioned on no class label (encoder.architecture is {encoder.architecture!r}): "
+            "give it none."
+        )
+    strange = sorted({label for label in labels if not 0 <= label < encoder.num_classes})
+    if strange:
+        raise ValueError(
+            f"There is no class {', '.join(map(str, strange[:5]))}: this model knows its {encoder.num_classes} "
+            f"training classes, 0 to {encoder.num_classes - 1}, and no others."
+        )
+
+
+def check_classes(names: Sequence[str], trained: Sequence[str] | None, config: VFSConfig) -> None:
+    """Hold the data's training classes against those that a class-conditional model has contexts of.
+
+    Args:
+        names: of the data's training split.
+        trained: those that the model was trained on, if it was.
+
+    Raises:
+        ClassMismatchError: another number of classes, or other ones.
+    """
+    if len(names) != config.encoder.num_classes:
+        raise ClassMismatchError(
+            f"The model has contexts for {config.encoder.num_classes} classes, but the data has {len(names)} classes "
+            f"to train on: set --model.config.encoder.num_classes {len(names)}."
+        )
+    if trained is not None and tuple(names) != tuple(trained):
+        first = next(i for i, (ours, theirs) in enumerate(zip(names, trained, strict=True)) if ours != theirs)
+        raise ClassMismatchError(
+            f"The model was trained on other classes than the data has: its class {first} is {trained[first]!r}, the "
+            f"data's {names[first]!r}. Give it the data that it was trained on, split in the same way "
+            "(--data.split_seed)."
+        )
+
+
+def patch_dim_of(state_dict: Mapping[str, Any], config: VFSConfig) -> int | None:
+    """patch_dim of a model's state_dict; None for an encoder that cuts nothing into patches.
+
+    Raises:
+        CheckpointError: the state_dict is not that of a VFSDDPM, or that of one with another encoder.
+    """
+    if not config.encoder.has_patches and any(name.startswith(DENOISER_PREFIX) for name in state_dict):
+        return None
     if PATCH_DIM_KEY not in state_dict:
         few = ", ".join(list(state_dict)[:3]) or "nothing"
         raise CheckpointError(

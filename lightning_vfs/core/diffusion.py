@@ -57,7 +57,10 @@ class GaussianDiffusion:
             "posterior_log_variance": np.log(np.append(smallest, posterior_variance[1:])),
             "log_betas": np.log(betas),
             "fixed_large_log_variance": np.log(np.append(smallest, betas[1:])),
+            **_dpmpp_2m_tables(alpha_bar, previous),
         }
+        if config.min_snr_gamma:
+            self._tables["min_snr_weight"] = _min_snr_weight(alpha_bar, config)
 
     @property
     def timesteps(self) -> Any:
@@ -188,6 +191,19 @@ class GaussianDiffusion:
         x_prev = xp.sqrt(previous) * x_0 + xp.sqrt(xp.clip(1 - previous - sigma**2, 0.0, None)) * eps
         return x_prev if noise is None else x_prev + sigma * noise
 
+    def dpmpp_2m_step(self, model_output: Any, x_t: Any, t: Any, x_0_before: Any) -> tuple[Any, Any]:
+        """x_{t-1} by DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), and the predicted x_0 for the step after.
+
+        Args:
+            x_0_before: the x_0 that was predicted at step t + 1, (b, c, h, w). The first step of the process and the
+                last one, to the clean image, are of first order: there it has no effect, but it must be finite.
+        """
+        prediction, _ = self._split(model_output, x_t)
+        x_0 = self.predict_xstart(prediction, x_t, t)
+        extrapolated = x_0 + self._take("dpmpp_2m_extrapolation", t, x_t) * (x_0 - x_0_before)
+        x_prev = self._take("dpmpp_2m_x_t", t, x_t) * x_t + self._take("dpmpp_2m_x_0", t, x_t) * extrapolated
+        return x_prev, x_0
+
     # -- losses ---------------------------------------------------------------------------------------------------
 
     def variational_bound(self, model_output: Any, x_0: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
@@ -210,7 +226,8 @@ class GaussianDiffusion:
 
         The mean squared error of the prediction; with `learned_range` plus the variational bound with no gradient
         through the mean, by T / 1000 in `rescaled_mse` (Nichol and Dhariwal 2021, eq. 16). Or the bound alone, by T in
-        `rescaled_kl`. Nothing is clipped here: that would stop gradients.
+        `rescaled_kl`. Nothing is clipped here: that would stop gradients. With `min_snr_gamma` the squared error, not
+        the bound, is weighted by the signal-to-noise ratio (Hang et al. 2023, section 3.4).
 
         Args:
             stop_gradient: `torch.Tensor.detach` or `jax.lax.stop_gradient`.
@@ -221,9 +238,42 @@ class GaussianDiffusion:
             return bound * (self.num_steps if kind == "rescaled_kl" else 1)
         prediction, fraction = self._split(model_output, x_t)
         loss = mean_flat((self.target(x_0, t, noise) - prediction) ** 2)
+        if self.config.min_snr_gamma:
+            loss = self._take("min_snr_weight", t, loss) * loss
         if fraction is None:
             return loss
         xp = array_namespace(x_0)
         frozen_mean = xp.concat([stop_gradient(prediction), fraction], axis=1)
         bound = self.variational_bound(frozen_mean, x_0, x_t, t, clip=False)
         return loss + bound * (self.num_steps / 1000 if kind == "rescaled_mse" else 1)
+
+
+def _dpmpp_2m_tables(alpha_bar: np.ndarray, previous: np.ndarray) -> dict[str, np.ndarray]:
+    """What a step of DPM-Solver++(2M) multiplies with (Lu et al. 2022b, algorithm 2), each float64 (steps,).
+
+    x_{t-1} = a x_t + b (x_0 + c (x_0 - x_0 before)) with a = sigma_{t-1} / sigma_t, b = alpha_{t-1} (1 - exp(-h_t)),
+    which is alpha_{t-1} - a alpha_t, and c = h_t / (2 h_{t+1}), where h_t = lambda_{t-1} - lambda_t and
+    lambda = log(alpha / sigma). c is 0 at the first step, which has no step before it, and at the last one, whose h is
+    infinite.
+    """
+    x_t = np.sqrt((1 - previous) / (1 - alpha_bar))
+    h = -np.diff(0.5 * np.log(alpha_bar / (1 - alpha_bar)))
+    extrapolation = np.zeros_like(alpha_bar)
+    extrapolation[1:-1] = h[:-1] / (2 * h[1:])
+    return {
+        "dpmpp_2m_x_t": x_t,
+        "dpmpp_2m_x_0": np.sqrt(previous) - x_t * np.sqrt(alpha_bar),
+        "dpmpp_2m_extrapolation": extrapolation,
+    }
+
+
+def _min_snr_weight(alpha_bar: np.ndarray, config: DiffusionConfig) -> np.ndarray:
+    """Weights of the squared error (Hang et al. 2023, section 3.4), float64 (steps,).
+
+    min(SNR, gamma) of an error of x_0; of eps and v, that over the SNR and over SNR + 1, by which their errors exceed
+    that of the x_0 they stand for.
+    """
+    snr, gamma = alpha_bar / (1 - alpha_bar), config.min_snr_gamma
+    if config.prediction == "eps":
+        return np.minimum(1.0, gamma / snr)  # in this form also where no signal is left
+    return np.minimum(snr, gamma) / (snr + 1 if config.prediction == "v" else 1)

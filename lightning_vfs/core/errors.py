@@ -25,3 +25,7 @@ class CheckpointError(VFSError):
 
 class SetSizeMismatchError(VFSError, ValueError):
     """Weights made for one set size met data or supports of another."""
+
+
+class ClassMismatchError(VFSError, ValueError):
+    """A class-conditional model met data with other classes than it has contexts of."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning_vfs.core.config import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
+from lightning_vfs.core.contract import TRAINING_ONLY
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 
 Dialect = Literal["seed", "head"]
@@ -19,7 +20,17 @@ UNSUPPORTED = {
     "encoder_mode": ("vit_set", "The encoder of single images has other layers."),
     "mode_conditioning": ("film", "Its cross-attention never worked in that system: there are no weights to keep."),
     "class_cond": (False, "There are no class labels here."),
-    "use_vae": (False, "Diffusion in an autoencoder's latents is not known here."),
+    "use_vae": (False, "Its latents come from an autoencoder that the checkpoint does not hold."),
+}
+
+# Parts of the model that an export must find in this state, since the system has no other that works.
+EXPRESSIBLE = {
+    "encoder.architecture": ("set_vit",),
+    "encoder.context": ("deterministic", "variational"),
+    "encoder.context_dropout": (0.0,),
+    "denoiser.architecture": ("dit",),
+    "denoiser.conditioning": ("film",),
+    "latent.autoencoder": ("",),
 }
 
 # Width of the images that the system's denoiser pads to 32.
@@ -50,6 +61,11 @@ def config_from_jax(cfg: Mapping[str, Any]) -> VFSConfig:
             raise CheckpointError(
                 f"The JAX checkpoint has {option} = {cfg[option]!r}; only {supported!r} can be read. {reason}"
             )
+    if cfg.get("mode_context") not in EXPRESSIBLE["encoder.context"]:
+        raise CheckpointError(
+            f"The JAX checkpoint has mode_context = {cfg.get('mode_context')!r}; only 'deterministic' and "
+            "'variational' can be read."
+        )
     try:
         return _config(cfg)
     except KeyError as error:
@@ -115,6 +131,7 @@ def jax_config_of(config: VFSConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the system cannot express the model; the message names the options and what it can.
     """
+    _refuse_other_networks(config)
     sets, encoder, denoiser, diffusion = config.sets, config.encoder, config.denoiser, config.diffusion
     seed = encoder.time_token == "zero"
     cfg: dict[str, Any] = {
@@ -165,7 +182,26 @@ def jax_config_of(config: VFSConfig) -> dict[str, Any]:
 
 
 # What does not change a model's outputs, so that an export may lose it.
-_FREE = {"encoder.kl_weight", "diffusion.clip_denoised"}
+_FREE = {*TRAINING_ONLY, "encoder.kl_weight", "diffusion.clip_denoised"}
+
+
+def _refuse_other_networks(config: VFSConfig) -> None:
+    """Name what the system has no network for."""
+    values = config.to_dict()
+    lost = []
+    for option, allowed in EXPRESSIBLE.items():
+        part, name = option.split(".")
+        if values[part][name] not in allowed:
+            lost.append(f"{option} is {values[part][name]!r}, there it can only be {' or '.join(map(repr, allowed))}")
+    if lost:
+        raise ConfigError(_cannot_express("", lost))
+
+
+def _cannot_express(state: str, lost: list[str]) -> str:
+    return (
+        f"The JAX system{state} cannot express this model: {'; '.join(lost)}. Sample it in JAX with "
+        "FlaxVFSDDPM.from_torch(model), which runs any of our models, or train one with those options."
+    )
 
 
 def _refuse_what_was_lost(config: VFSConfig, cfg: Mapping[str, Any], dialect: Dialect) -> None:
@@ -178,7 +214,4 @@ def _refuse_what_was_lost(config: VFSConfig, cfg: Mapping[str, Any], dialect: Di
         if again[part][name] != value and f"{part}.{name}" not in _FREE
     ]
     if lost:
-        raise ConfigError(
-            f"The JAX system (its state `{dialect}`) cannot express this model: {'; '.join(lost)}. Sample it in JAX "
-            "with FlaxVFSDDPM.from_torch(model), which runs any of our models, or train one with those options."
-        )
+        raise ConfigError(_cannot_express(f" (its state `{dialect}`)", lost))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from einops import reduce
 
 
 def leave_one_out(x_set: Any) -> Any:
@@ -33,3 +34,30 @@ def subsample(x_set: Any, size: int, seed: int) -> Any:
     xp = array_namespace(x_set)
     chosen = np.sort(np.random.default_rng(seed).permutation(x_set.shape[1])[:size])
     return xp.take(x_set, xp.asarray(chosen, device=device(x_set)), axis=1)
+
+
+def keep_first(x_set: Any, shots: Any) -> Any:
+    """Zero images in place of all but the first shots[i] of set i: (b, s, c, h, w), int (b,) -> (b, s, c, h, w)."""
+    xp = array_namespace(x_set)
+    return x_set * xp.astype(_among_first(x_set, shots), x_set.dtype)
+
+
+def set_mean(values: Any, shots: Any | None = None) -> Any:
+    """Mean over a set, of its first shots[i] members where `shots` is given: (b, s, ...), int (b,) -> (b, ...)."""
+    xp = array_namespace(values)
+    if shots is None:
+        return xp.mean(values, axis=1)
+    counts = xp.reshape(xp.astype(shots, values.dtype), (-1,) + (1,) * (values.ndim - 2))
+    return xp.sum(values * xp.astype(_among_first(values, shots), values.dtype), axis=1) / counts
+
+
+def _among_first(values: Any, shots: Any) -> Any:
+    """Whether a member is among the first shots[i] of set i: bool (b, s, 1, ..., 1)."""
+    xp = array_namespace(values)
+    place = xp.arange(values.shape[1], device=device(values))
+    return xp.reshape(place[None] < shots[:, None], (*values.shape[:2],) + (1,) * (values.ndim - 2))
+
+
+def pool_tokens(tokens: Any, groups: int) -> Any:
+    """Means of groups of neighbouring tokens: (b, tokens, d) -> (b, groups, d), `groups` a divisor of the tokens."""
+    return reduce(tokens, "b (m g) d -> b m d", "mean", m=groups)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from lightning_vfs.core.config import DenoiserConfig, VFSConfig
 from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
 from lightning_vfs.core.patches import unpatchify
+from lightning_vfs.flax.attention import CrossAttention
 from lightning_vfs.flax.layers import MlpBlock, PlainLayerNorm, TimestepEmbedder
 
 TIMESTEP_FEATURES = 256
@@ -34,12 +35,19 @@ class PatchEmbed(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim)."""
+    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim).
+
+    Where it has cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
+    feed-forward layers.
+    """
 
     config: DenoiserConfig
+    crosses: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, context: jax.Array | None, deterministic: bool = True
+    ) -> jax.Array:
         dit = self.config
         if dit.normalize_condition:
             scale = self.param("context_scale", nn.initializers.ones, (dit.dim,))
@@ -47,7 +55,10 @@ class DiTBlock(nn.Module):
         modulation = nn.Dense(6 * dit.dim)(nn.silu(condition))
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         attended = nn.MultiHeadDotProductAttention(dit.heads)(modulate(PlainLayerNorm()(x), shift1, scale1))
-        x = x + nn.Dropout(dit.dropout)(gate1[:, None] * attended, deterministic)
+        drop = nn.Dropout(dit.dropout, deterministic=deterministic)
+        x = x + drop(gate1[:, None] * attended)
+        if self.crosses:
+            x = x + drop(CrossAttention(dit.heads, name="cross_attn")(x, context))
         mlp = MlpBlock(int(dit.dim * dit.mlp_ratio), dit.dropout)
         return x + gate2[:, None] * mlp(modulate(PlainLayerNorm()(x), shift2, scale2), deterministic)
 
@@ -64,28 +75,35 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Denoiser: x_t (b, c, h, w), t int (b,), context (b, d) -> (b, c or 2c, h, w)."""
+    """Denoiser: x_t (b, c, h, w), t int (b,), context -> (b, c or 2c, h, w).
+
+    The context is (b, d) for `film`, (b, tokens, d) for `lag`, and None for an unconditional model.
+    """
 
     config: VFSConfig
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, context: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, x_t: jax.Array, t: jax.Array, context: jax.Array | None, deterministic: bool = True
+    ) -> jax.Array:
         dit, pad = self.config.denoiser, self.config.denoiser.pad
         side = self.config.padded_size // dit.patch_size
         x = PatchEmbed(dit.patch_size, dit.dim)(jnp.pad(x_t, [(0, 0), (0, 0), (pad, pad), (pad, pad)]))
         # A parameter by its place in the tree, but never trained.
         x = x + jax.lax.stop_gradient(self.param("pos_embed", lambda key: sincos_positions(dit.dim, side)[None]))
         condition = self._condition(t, context)
-        for _ in range(dit.depth):
-            x = DiTBlock(dit)(x, condition, deterministic)
+        for layer in range(dit.depth):
+            x = DiTBlock(dit, dit.attends_to_context(layer))(x, condition, context, deterministic)
         patches = FinalLayer(dit.patch_size**2 * self.config.out_channels)(x, condition)
         image = unpatchify(patches, dit.patch_size, self.config.out_channels)
         return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad]
 
-    def _condition(self, t: jax.Array, context: jax.Array) -> jax.Array:
-        dim, diffusion = self.config.denoiser.dim, self.config.diffusion
+    def _condition(self, t: jax.Array, context: jax.Array | None) -> jax.Array:
+        dit, diffusion = self.config.denoiser, self.config.diffusion
         scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1
-        time = TimestepEmbedder(dim)(timestep_embedding(t * scale, TIMESTEP_FEATURES, jnp.float32))
-        if self.config.denoiser.film == "add":
-            return time + nn.Dense(dim)(context)
-        return nn.Dense(dim)(jnp.concatenate([time, context], axis=-1))
+        time = TimestepEmbedder(dit.dim)(timestep_embedding(t * scale, TIMESTEP_FEATURES, jnp.float32))
+        if dit.conditioning == "lag" or not self.config.encoder.context_dim:
+            return time
+        if dit.film == "add":
+            return time + nn.Dense(dit.dim)(context)
+        return nn.Dense(dit.dim)(jnp.concatenate([time, context], axis=-1))

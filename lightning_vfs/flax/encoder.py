@@ -1,8 +1,10 @@
-"""The set encoder sViT in Flax: a transformer that summarises a small set of images."""
+"""Set encoders made of tokens, in Flax: transformers that summarise a small set of images."""
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,40 +13,21 @@ from flax import linen as nn
 
 from lightning_vfs.core.config import EncoderConfig, VFSConfig
 from lightning_vfs.core.patches import stack_patches
+from lightning_vfs.core.sets import set_mean
+from lightning_vfs.flax.attention import LSA, EncoderAttention
 from lightning_vfs.flax.layers import FeedForward, LayerNorm
 
 
-class LSA(nn.Module):
-    """Locality self-attention (Lee et al. 2021, section 3.3): no token attends to itself, the scale is learned.
-
-    The logarithm of the scale is the parameter. (b, l, dim) -> (b, l, dim), l at least 2.
-    """
-
-    config: EncoderConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-        heads, dim_head = self.config.heads, self.config.dim_head
-        drop = nn.Dropout(self.config.dropout, deterministic=deterministic)
-        temperature = self.param("temperature", nn.initializers.constant(math.log(dim_head**-0.5)), ())
-        qkv = nn.Dense(3 * heads * dim_head, use_bias=False)(x)
-        q, k, v = rearrange(qkv, "b l (three h d) -> three b h l d", three=3, h=heads)
-        scores = jnp.einsum("bhid,bhjd->bhij", q * jnp.exp(temperature), k)
-        itself = jnp.eye(x.shape[1], dtype=bool)
-        attention = drop(nn.softmax(jnp.where(itself, -jnp.inf, scores)))
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attention, v), "b h l d -> b l (h d)")
-        return drop(nn.Dense(self.config.dim)(out))
-
-
 class TransformerLayer(nn.Module):
-    """Pre-norm transformer layer with LSA: (b, l, dim) -> (b, l, dim)."""
+    """Pre-norm transformer layer: (b, l, dim) -> (b, l, dim)."""
 
     config: EncoderConfig
+    attention: type[EncoderAttention]
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         dim = self.config.dim
-        x = x + LSA(self.config)(LayerNorm()(x), deterministic)
+        x = x + self.attention(self.config)(LayerNorm()(x), deterministic)
         feed_forward = FeedForward(dim, int(dim * self.config.mlp_ratio), self.config.dropout)
         return x + feed_forward(LayerNorm()(x), deterministic)
 
@@ -53,11 +36,12 @@ class Transformer(nn.Module):
     """Layers `layer_0`, `layer_1`, ...: (b, l, dim) -> (b, l, dim)."""
 
     config: EncoderConfig
+    attention: type[EncoderAttention]
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         for i in range(self.config.depth):
-            x = TransformerLayer(self.config, name=f"layer_{i}")(x, deterministic)
+            x = TransformerLayer(self.config, self.attention, name=f"layer_{i}")(x, deterministic)
         return x
 
 
@@ -73,32 +57,44 @@ class SPT(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """Set encoder up to its head; the time embedding before it and the projection after it are modules of their own.
+    """sViT up to its head; the time embedding before it and the projection after it are modules of their own.
 
-    Shapes: x_set (b, s, c, h, w) in [-1, 1], time (b, dim) or None -> (b, dim), or (b, l, dim) where the pool gives
-    tokens. s is `config.sets.slots`; with the tokenizer `per_image_mean` any number.
+    Shapes: x_set (b, s, c, h, w) in [-1, 1], time (b, dim) or None -> (b, dim), or (b, tokens, dim) where the pool
+    gives tokens. s is `config.sets.slots`; with the tokenizer `per_image_mean` any number, and of set i the first
+    shots[i] images count.
     """
 
     config: VFSConfig
 
+    attention: ClassVar[type[EncoderAttention]] = LSA
+
     @nn.compact
-    def __call__(self, x_set: jax.Array, time: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self,
+        x_set: jax.Array,
+        time: jax.Array | None = None,
+        shots: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
         encoder = self.config.encoder
         drop = nn.Dropout(encoder.dropout, deterministic=deterministic)
-        x = jnp.concatenate([*self._extra_tokens(x_set.shape[0], time), self._patch_tokens(x_set)], axis=1)
-        num_tokens = (self.config.sets.image_size // encoder.patch_size) ** 2 + self._num_extra
-        x = drop(x + self.param("pos_embedding", nn.initializers.normal(0.02), (1, num_tokens, encoder.dim)))
-        x = Transformer(encoder, name="transformer")(x, deterministic)
-        x = LayerNorm(name="mlp_norm")(self._pool(x))
+        patches = self._patch_tokens(x_set, shots)
+        x = jnp.concatenate([*self._extra_tokens(len(x_set), time), patches], axis=1)
+        shape = (1, self.config.num_extra_tokens + self._num_patches, encoder.dim)
+        positions = self.param("pos_embedding", nn.initializers.normal(0.02), shape)
+        x = drop(x + self._positions(positions, patches.shape[1]))
+        transformer = functools.partial(
+            Transformer(encoder, self.attention, name="transformer"), deterministic=deterministic
+        )
+        x = LayerNorm(name="mlp_norm")(self._pool(transformer(x), transformer))
         if encoder.head_hidden_dim:
             head = FeedForward(encoder.dim, encoder.head_hidden_dim, encoder.dropout, name="mlp_head_ff")
             return head(x, deterministic)
         return nn.Dense(encoder.dim, name="mlp_dense")(x)
 
     @property
-    def _num_extra(self) -> int:
-        """Tokens before those of the patches."""
-        return 1 if self.config.encoder.time_token == "none" else 2
+    def _num_patches(self) -> int:
+        return (self.config.encoder_size // self.config.encoder.patch_size) ** 2
 
     def _extra_tokens(self, b: int, time: jax.Array | None) -> list[jax.Array]:
         """Class token and, where there is one, time token: (b, 1, dim) each."""
@@ -111,14 +107,25 @@ class SetEncoder(nn.Module):
             tokens.append(nn.Dense(dim, name="to_time_embedding")(time)[:, None])
         return tokens
 
-    def _patch_tokens(self, x_set: jax.Array) -> jax.Array:
-        embed = SPT(self.config.encoder, name="to_patch_embedding")
-        if self.config.encoder.tokenizer == "stack":
-            return embed(x_set)
-        each = embed(rearrange(x_set, "b s c h w -> (b s) 1 c h w"))
-        return reduce(each, "(b s) l d -> b l d", "mean", s=x_set.shape[1])
+    def _patch_tokens(self, x_set: jax.Array, shots: jax.Array | None) -> jax.Array:
+        tokenizer = self.config.encoder.tokenizer
+        if tokenizer == "stack":
+            return SPT(self.config.encoder, name="to_patch_embedding")(x_set)
+        each = self._tokens_of_each(x_set)
+        return set_mean(each, shots) if tokenizer == "per_image_mean" else each.mean(axis=1)
 
-    def _pool(self, x: jax.Array) -> jax.Array:
+    def _tokens_of_each(self, x_set: jax.Array) -> jax.Array:
+        """Patch tokens of every image: (b, s, c, h, w) -> (b, s, l, dim)."""
+        images = rearrange(x_set, "b s c h w -> (b s) 1 c h w")
+        each = SPT(self.config.encoder, name="to_patch_embedding")(images)
+        return rearrange(each, "(b s) l d -> b s l d", s=x_set.shape[1])
+
+    def _positions(self, positions: jax.Array, num_tokens: int) -> jax.Array:
+        """Of the extra tokens and of `num_tokens` patch tokens: (1, extra + l, dim) -> (1, extra + num_tokens, dim)."""
+        return positions
+
+    def _pool(self, x: jax.Array, transformer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """(b, extra + l, dim) -> (b, dim) or (b, tokens, dim); some poolings go through the transformer once more."""
         match self.config.encoder.pool:
             case "cls":
                 return x[:, 0]
@@ -127,6 +134,31 @@ class SetEncoder(nn.Module):
             case "sum":
                 return x.sum(axis=1)
             case "patches":
-                return x[:, self._num_extra :]
+                return x[:, self.config.num_extra_tokens :]
             case _:
                 return x
+
+
+class ViTEncoder(SetEncoder):
+    """ViT over a set (Giannone et al. 2022, section 3): a transformer over the patches of all its images together.
+
+    A patch has the same learned position in every image, so that the order of the images does not matter; slots
+    without an image hold a zero image. Shapes as `SetEncoder`.
+    """
+
+    attention: ClassVar[type[EncoderAttention]] = EncoderAttention
+
+    def _patch_tokens(self, x_set: jax.Array, shots: jax.Array | None) -> jax.Array:
+        each = self._tokens_of_each(x_set)
+        return each.mean(axis=1) if self.config.encoder.pool == "agg" else rearrange(each, "b s l d -> b (s l) d")
+
+    def _positions(self, positions: jax.Array, num_tokens: int) -> jax.Array:
+        extra, patches = jnp.split(positions, [self.config.num_extra_tokens], axis=1)
+        return jnp.concatenate([extra, jnp.tile(patches, (1, num_tokens // self._num_patches, 1))], axis=1)
+
+    def _pool(self, x: jax.Array, transformer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        pool = self.config.encoder.pool
+        if pool not in ("mean_patch", "sum_patch"):
+            return super()._pool(x, transformer)
+        patches, how = x[:, self.config.num_extra_tokens :], pool.removesuffix("_patch")
+        return transformer(reduce(patches, "b (s l) d -> b l d", how, l=self._num_patches))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
@@ -67,15 +66,3 @@ class TimeEmbed(nn.Module):
 
 class TimestepEmbedder(TimeEmbed):
     """The denoiser's TimeEmbed."""
-
-
-class PosteriorGaussian(nn.Module):
-    """Posterior over the context, given the encoder's: (b, d) -> mean and log-variance, (b, dim) each."""
-
-    dim: int
-
-    @nn.compact
-    def __call__(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden = nn.silu(nn.Dense(self.dim)(context))
-        mean, log_variance = jnp.split(nn.Dense(2 * self.dim)(hidden), 2, axis=-1)
-        return mean, log_variance

@@ -18,8 +18,7 @@ from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
-from lightning_vfs.core.samplers import SamplerName
+from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.flax import sampling
 from lightning_vfs.flax.networks import Networks, Params
 from lightning_vfs.flax.noise import uint64
@@ -32,9 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FlaxVFSDDPM:
-    """Few-shot diffusion model in JAX: the torch model's configuration, under the JAX system's parameter names.
+    """Few-shot diffusion model in JAX: the torch model's configuration, and its weights as a tree for linen modules.
 
-    Images are (c, h, w) in [-1, 1]. On accelerators, whose matrix products round by default, set
+    Images are (c, h, w) in [-1, 1]. Contexts are (b, d) for `film` conditioning, (b, tokens, d) for `lag`, and
+    None without an encoder. On accelerators, whose matrix products round by default, set
     `jax.default_matmul_precision("float32")` for the torch model's images.
 
     Args:
@@ -43,12 +43,18 @@ class FlaxVFSDDPM:
 
     Raises:
         CheckpointError: parameters are missing, extra or misshaped; all of them are named.
+        ConfigError: a model of latents.
     """
 
     config: VFSConfig
     params: Params
 
     def __post_init__(self) -> None:
+        if self.config.latent.autoencoder:
+            raise ConfigError(
+                f"This model diffuses the latents of an autoencoder ({self.config.latent.autoencoder}), which there is "
+                "none of in JAX: sample it in torch, VFSDDPM.sample or `lightning-vfs sample --framework torch`."
+            )
         leaves: dict[str, Any] = flatten_dict(self.params, sep="/")
         # A copy of what is not in JAX yet: of a NumPy array JAX may take the memory itself.
         leaves = {path: leaf if isinstance(leaf, jax.Array) else jnp.array(leaf) for path, leaf in leaves.items()}
@@ -86,33 +92,42 @@ class FlaxVFSDDPM:
         """The diffusion process over all timesteps."""
         return GaussianDiffusion(self.config.diffusion)
 
-    def context(self, x_set: jax.Array, t: jax.Array | None = None) -> jax.Array:
+    def context(
+        self,
+        x_set: jax.Array,
+        t: jax.Array | None = None,
+        shots: jax.Array | None = None,
+        label: jax.Array | None = None,
+    ) -> jax.Array | None:
         """Leave-one-out context of every image of every set, in one encoder call.
 
         Args:
             x_set: (b, n, c, h, w) in [-1, 1].
             t: int (b,), the timestep of every set; for encoders that see it.
+            shots: int (b,), from how many of the images contexts are made; all by default.
+            label: int (b,), the class of every set; for class-conditional models.
 
         Returns:
-            (b*n, d). With a variational context, what its posterior is made of.
+            (b*n, d), or (b*n, tokens, d) for `lag`; None for an unconditional model. With a variational context, what
+            its posterior is made of.
 
         Raises:
-            ValueError: no t for an encoder that sees it.
+            ValueError: no label for a class-conditional model, or no t for an encoder that sees it.
         """
-        return self.networks.context(self.params, jnp.asarray(x_set), t)
+        return self.networks.context(self.params, jnp.asarray(x_set), t, shots=shots, label=label)
 
-    def posterior(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log-variance of a variational context: (b, d) -> (b, dim) each.
+    def posterior(self, context: jax.Array) -> Any:
+        """Of a Gaussian context mean and log-variance, (b, ..., dim) each; of a discrete one its codes' logits.
 
         Raises:
             ConfigError: the context is deterministic.
         """
-        if not self.networks.is_variational:
-            raise ConfigError("EncoderConfig.context is 'deterministic': only a 'variational' one has a posterior.")
+        if not self.networks.is_random:
+            raise ConfigError("EncoderConfig.context is 'deterministic': only a variational one has a posterior.")
         return self.networks.posterior(self.params, context)
 
-    def denoiser(self, x_t: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-        """The denoiser's output: x_t (b, c, h, w), t int (b,), context (b, d) -> (b, c or 2c, h, w)."""
+    def denoiser(self, x_t: jax.Array, t: jax.Array, context: jax.Array | None) -> jax.Array:
+        """The denoiser's output: x_t (b, c, h, w), t int (b,), context (b, ...) -> (b, c or 2c, h, w)."""
         return self.networks.denoise(self.params, jnp.asarray(x_t), jnp.asarray(t), context)
 
     def loss(
@@ -123,6 +138,10 @@ class FlaxVFSDDPM:
         noise: jax.Array,
         latent_noise: jax.Array | None = None,
         dropout_rng: jax.Array | None = None,
+        *,
+        shots: jax.Array | None = None,
+        dropped: jax.Array | None = None,
+        label: jax.Array | None = None,
     ) -> jax.Array:
         """Training loss of a batch, a scalar: a pure function of its arguments, for `jax.grad` and `jax.jit`.
 
@@ -131,90 +150,106 @@ class FlaxVFSDDPM:
             x_set: (b, n, c, h, w) in [-1, 1].
             t: int (b,), one timestep per set.
             noise: standard normal, shaped like x_set.
-            latent_noise: standard normal (b*n, dim), for a variational context.
+            latent_noise: for a variational context: standard normal (b*n, *config.encoded_shape), with a discrete one
+                uniform in [0, 1), shaped like its logits: (b*n, ..., codebook_groups, codebook_size).
             dropout_rng: key of the dropout; without one nothing is dropped.
+            shots, label: as in `context`.
+            dropped: bool (b, n), images whose context is replaced by the null context.
 
         Raises:
-            ValueError: no latent_noise for a variational context.
+            ValueError: no latent_noise for a variational context, no label for a class-conditional model.
         """
         encoder_rng, denoiser_rng = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x_set, t, noise = jnp.asarray(x_set), jnp.asarray(t), jnp.asarray(noise)
         n, *image = x_set.shape[1:]
         x_0, noise, t_image = x_set.reshape(-1, *image), noise.reshape(-1, *image), jnp.repeat(t, n)
-        context, kl = self.networks.context(params, x_set, t, encoder_rng), 0.0
-        if self.networks.is_variational:
+        context, kl = self.networks.context(params, x_set, t, encoder_rng, shots=shots, label=label), jnp.zeros(())
+        if self.networks.is_random and context is not None:
             if latent_noise is None:
-                raise ValueError("A variational context is sampled in training: give `latent_noise`, shape (b*n, dim).")
-            mean, log_variance = self.networks.posterior(params, context)
-            kl = self.config.encoder.kl_weight * standard_gaussian_kl_bits(mean, log_variance).mean()
-            context = mean + jnp.exp(0.5 * log_variance) * latent_noise
+                raise ValueError("A variational context is drawn in training: give `latent_noise`.")
+            context, kl = self.networks.draw(params, context, latent_noise)
+        if self.config.encoder.context_dropout and context is not None and dropped is not None:
+            dropped = jnp.reshape(dropped, (-1,) + (1,) * (context.ndim - 1))
+            context = jnp.where(dropped, params["null_context"], context)
         x_t = self.diffusion.q_sample(x_0, t_image, noise)
         model_output = self.networks.denoise(params, x_t, t_image, context, denoiser_rng)
         losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, jax.lax.stop_gradient)
-        return losses.mean() + kl
+        return losses.mean() + self.config.encoder.kl_weight * kl.mean()
 
     def encode(self, support: jax.Array | np.ndarray, t: jax.Array | np.ndarray | None = None) -> jax.Array:
         """Context that conditions generation.
 
         Args:
-            support: (b, k, c, h, w) or (k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; a support smaller
-                than that is completed with zero images.
+            support: (b, k, c, h, w) or (k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; in a support smaller
+                than that zero images fill the slots of encoders that have slots.
             t: int (b,), for encoders that see the timestep.
 
         Returns:
-            (b, d). With a variational context, its posterior's mean.
+            (b, d), or (b, tokens, d) for `lag`. With a variational context its posterior's mean, with a discrete one
+            the most likely codes.
 
         Raises:
             SetSizeMismatchError: the support is empty or larger than the model takes.
-            ValueError: another shape of images, whole numbers, or no t for an encoder that sees it.
+            ValueError: another shape of images, whole numbers, no t for an encoder that sees it, or a model that takes
+                no support.
         """
         return sampling.guide(self.networks, self.params, self._checked(support), t)
 
     def sample(
         self,
-        support: jax.Array | np.ndarray,
+        support: jax.Array | np.ndarray | None = None,
         num_images: int = 16,
         steps: int = 50,
         sampler: SamplerName = "ddim",
         seed: int = 0,
         eta: float = 0.0,
         batch_size: int = 256,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[int, int] | None = None,
+        label: int | jax.Array | np.ndarray | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> jax.Array:
         """Images of the class that a support shows: those of the torch model, to the rounding of float32.
 
-        Compiled on the first call for these shapes, steps, sampler and eta.
+        Compiled on the first call for these shapes and these options of the sampler and of its guidance.
 
         Args:
-            support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`.
+            support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines
+                without one.
             num_images: images per support.
             steps: timesteps of the process that are taken.
-            sampler: `ddim` or `ddpm`.
+            sampler: `ddim`, `ddpm` or `dpmpp_2m`.
             seed: seed of the noise, a 64-bit integer.
             eta: of DDIM.
             batch_size: images that are generated at a time, on all devices together; no effect on the images.
+            guidance_scale: of classifier-free guidance; 1 is none. Other values need a model that was trained with
+                `encoder.context_dropout`.
+            guidance_interval: timesteps t of the full process, low <= t < high, that are guided; all by default.
+            label: a training class or int (b,) of them, for class-conditional models.
             devices: over which every batch is spread; the parameters' own by default. No effect on the images.
 
         Returns:
-            (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports, in [-1, 1].
+            (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports or labels, in [-1, 1].
 
         Raises:
             SetSizeMismatchError: a support is empty or larger than the model takes.
-            ConfigError: an unknown sampler, steps or eta out of range, num_images or batch_size below 1.
-            ValueError: another shape of images, or whole numbers.
+            ConfigError: an unknown sampler, an option out of range, guidance without a null context, num_images or
+                batch_size below 1.
+            ValueError: another shape of images, whole numbers; a support, or no support, for a model that takes none,
+                or one; the same of labels.
             OverflowError: the seed has more than 64 bits.
         """
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        supports = self._checked(support)
-        total, count = len(supports) * num_images, len(devices) if devices else 1
+        how = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
+        guides = self._guides(support, label, how)
+        guide_count = 1 if guides is None else len(guides)
+        total, count = guide_count * num_images, len(devices) if devices else 1
         # Every batch has one size, so that one compilation does for all; what is too much is cut off at the end.
         size = -(-min(batch_size, total) // count) * count
         index = np.arange(-(-total // size) * size, dtype=np.int32)
-        support_of = np.minimum(index // num_images, len(supports) - 1)
-        sees_timestep = self.config.encoder.time_token == "timestep"
-        guides = supports if sees_timestep else sampling.guide(self.networks, self.params, supports, None)
+        guide_of = np.minimum(index // num_images, guide_count - 1)
         params, split = self.params, None
         if devices:
             mesh = Mesh(np.asarray(devices), ("batch",))
@@ -225,16 +260,37 @@ class FlaxVFSDDPM:
                 self.networks,
                 params,
                 guides,
-                *jax.device_put((support_of[start : start + size], index[start : start + size]), split),
+                *jax.device_put((guide_of[start : start + size], index[start : start + size]), split),
                 uint64(seed),
-                steps=steps,
-                sampler=sampler,
-                eta=eta,
+                how=how,
             )
             for start in range(0, len(index), size)
         ]
         images = jnp.concatenate(batches)[:total]
-        return images if support.ndim == 4 else images.reshape(len(supports), num_images, *images.shape[1:])
+        batched = np.ndim(label) == 1 or (support is not None and support.ndim == 5)
+        return images.reshape(guide_count, num_images, *images.shape[1:]) if batched else images
+
+    def _guides(self, support: Any, label: Any, how: SamplingConfig) -> jax.Array | None:
+        """What conditions generation: contexts (b, ...), supports where the encoder sees t, or None."""
+        encoder = self.config.encoder
+        if how.is_guided and not encoder.context_dropout:
+            raise ConfigError(
+                f"guidance_scale is {how.guidance_scale}, but this model knows no null context to guide away from: set "
+                "guidance_scale to 1, or train with --model.config.encoder.context_dropout 0.1."
+            )
+        if not encoder.takes_support:
+            if support is not None:
+                contract.check_support(tuple(support.shape), self.config)
+            if label is not None:
+                label = np.atleast_1d(label)
+                contract.check_labels(label.tolist(), self.config)
+            return self.networks.label_context(self.params, label)
+        if support is None or label is not None:
+            raise ValueError("This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one.")
+        supports = self._checked(support)
+        if encoder.time_token == "timestep":
+            return supports
+        return sampling.guide(self.networks, self.params, supports, None)
 
     def _checked(self, support: Any) -> jax.Array:
         """A batch of supports (b, k, c, h, w) that the model can take."""

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from lightning_vfs.core.diffusion import GaussianDiffusion
-from lightning_vfs.core.samplers import SamplerName, sample
+from lightning_vfs.core.guidance import guided
+from lightning_vfs.core.samplers import sample
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.flax.networks import Networks, Params
 from lightning_vfs.flax.noise import START, UInt64, indexed_normal
 
 
 @functools.partial(jax.jit, static_argnames="networks")
 def guide(networks: Networks, params: Params, support: jax.Array, t: jax.Array | None) -> jax.Array:
-    """Contexts that condition generation: (b, k, c, h, w), int (b,) or None -> (b, d).
+    """Contexts that condition generation: (b, k, c, h, w), int (b,) or None -> (b, d) or (b, tokens, d).
 
     Raises:
         ValueError: no t for an encoder that sees it.
@@ -25,42 +27,59 @@ def guide(networks: Networks, params: Params, support: jax.Array, t: jax.Array |
     return networks.guide(params, support, t)
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "steps", "sampler", "eta"))
+@functools.partial(jax.jit, static_argnames=("networks", "how"))
 def generate(
     networks: Networks,
     params: Params,
-    guides: jax.Array,
-    support_of: jax.Array,
+    guides: jax.Array | None,
+    guide_of: jax.Array,
     index: jax.Array,
     seed: UInt64,
     *,
-    steps: int,
-    sampler: SamplerName,
-    eta: float,
+    how: SamplingConfig,
 ) -> jax.Array:
     """One image (c, h, w) in [-1, 1] for every global index; its noise depends on index and seed alone.
 
     Args:
-        guides: contexts (b, d); where the encoder sees the timestep, supports (b, k, c, h, w).
-        support_of: int (m,), which of the guides an image has.
+        guides: contexts (b, ...); where the encoder sees the timestep, supports (b, k, c, h, w); None without
+            conditioning.
+        guide_of: int (m,), which of the guides an image has.
         index: int (m,), global sample indices.
+        how: guided only where the parameters have a null context.
 
     Raises:
-        ConfigError: an unknown sampler, or steps or eta out of range.
+        ConfigError: more steps than the process has.
     """
-    sets = networks.config.sets
-    noise = functools.partial(indexed_normal, index, (sets.channels, sets.image_size, sets.image_size), seed)
-    sees_timestep = networks.config.encoder.time_token == "timestep"
+    config = networks.config
+    image = (config.denoiser_channels, config.denoiser_size, config.denoiser_size)
+    noise = functools.partial(indexed_normal, index, image, seed)
+    process = GaussianDiffusion(config.diffusion).respaced(how.steps)
+    scales = jnp.asarray(how.guidance_scales(process.timesteps), dtype=jnp.float32)
 
-    def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        contexts = networks.guide(params, guides, jnp.repeat(t[:1], len(guides))) if sees_timestep else guides
-        return networks.denoise(params, x_t, t, contexts[support_of])
+    def contexts(t: jax.Array) -> jax.Array | None:
+        if guides is None or config.encoder.time_token != "timestep":
+            return guides
+        return networks.guide(params, guides, jnp.repeat(t[:1], len(guides)))
 
-    process = GaussianDiffusion(networks.config.diffusion).respaced(steps)
-    images = sample(denoise, noise(stream=START), process, sampler, eta, lambda step: noise(stream=step), _scan)
+    def denoise(x_t: jax.Array, t: jax.Array, step: jax.Array) -> jax.Array:
+        of_guides = contexts(t)
+        context = None if of_guides is None else of_guides[guide_of]
+        if context is None or not how.is_guided:
+            return networks.denoise(params, x_t, t, context)
+        null = jnp.broadcast_to(params["null_context"], context.shape)
+        outputs = networks.denoise(params, _side_by_side(x_t, x_t), _side_by_side(t, t), _side_by_side(context, null))
+        conditional, unconditional = jnp.moveaxis(outputs.reshape(-1, 2, *outputs.shape[1:]), 1, 0)
+        return guided(conditional, unconditional, scales[step], image[0])
+
+    images = sample(denoise, noise(stream=START), process, how.sampler, how.eta, lambda step: noise(stream=step), _scan)
     return jnp.clip(images, -1, 1)
 
 
-def _scan(body: Callable[[Any, Any], Any], steps: Sequence[int], x: jax.Array) -> jax.Array:
+def _side_by_side(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a[0], b[0], a[1], b[1], ...: an image and its twin lie on one device. (m, ...) twice -> (2m, ...)."""
+    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+
+def _scan(body: Callable[[Any, Any], Any], steps: Sequence[int], state: Any) -> Any:
     """Walks the sampler's steps in one compiled loop."""
-    return jax.lax.scan(lambda x, step: (body(x, step), None), x, jnp.asarray(steps))[0]
+    return jax.lax.scan(lambda state, step: (body(state, step), None), state, jnp.asarray(steps))[0]

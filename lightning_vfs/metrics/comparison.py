@@ -59,7 +59,7 @@ def _difference(x: Any, y: Any) -> str:
     """Both values of a field, in words; empty for dictionaries that differ only in what one of them lacks."""
     if isinstance(x, dict):
         return _few([f"{key} {_shown(x[key])} against {_shown(y[key])}" for key in x if key in y and x[key] != y[key]])
-    if isinstance(x, tuple):
+    if isinstance(x, tuple) and all(isinstance(value, str) for value in x):
         return _one_sided(x, y) or "the same in another order"
     return f"{_shown(x)} against {_shown(y)}"
 

@@ -22,8 +22,11 @@ import numpy as np
 from lightning_vfs import __version__
 from lightning_vfs.core.errors import EvaluationError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the fields below; to be raised with every change of them."""
+
+SINCE_2 = ("model.autoencoder_sha256", "sampling.guidance_interval")
+"""Fields that a record of schema 1 lacks: it is read with None for them, as there was no model that had them."""
 
 
 # -- what a field is to a comparison: `compare` and the tests read it off the field's type -----------------------------
@@ -34,7 +37,7 @@ class Reason(NamedTuple):
 
     Args:
         effect: what another value does to the figures.
-        option: of one metric, whose value is None, and not compared, where that metric was not computed.
+        option: of some metrics or models alone: its value is None, and not compared, where it does not apply.
     """
 
     effect: str
@@ -81,6 +84,7 @@ class ModelRecord:
         global_step: optimizer steps that it was trained for; None where it is not known.
         weights: the averaged ones (EMA), or those that the optimizer steps.
         averaging_decay: decay of the average, where it is known.
+        autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
     """
 
     checkpoint: Annotated[str | None, Remark("this is what is compared")]
@@ -90,6 +94,7 @@ class ModelRecord:
         Literal["averaged", "raw"], Reason("averaged weights give other figures than raw ones of the same run")
     ]
     averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
+    autoencoder_sha256: Annotated[str | None, Remark("this is what is compared")]
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,8 @@ class SplitRecord:
         real_per_class: real images of each class.
         images_sha256: pixels of all images of the split, in order (`feature_cache.pixels_sha256`).
         real_images_sha256: list of the real images, as `hash_of` their indices.
-        supports_sha256: list of the held-out images and of their supports, as `hash_of` their indices.
+        supports_sha256: list of the held-out images and of their supports, as `hash_of` their indices; None for a model
+            that takes no support.
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
@@ -131,7 +137,7 @@ class SplitRecord:
     real_per_class: Annotated[dict[str, int], Reason("classes have another weight in the figures")]
     images_sha256: Annotated[str, Reason("the images of the split are not the same")]
     real_images_sha256: Annotated[str, Reason("the figures are against other real images")]
-    supports_sha256: Annotated[str, Reason("images are generated from other supports")]
+    supports_sha256: Annotated[str | None, Reason("images are generated from other supports", option=True)]
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,13 @@ class SamplingRecord:
     """How images were generated.
 
     Args:
-        sampler: `ddim` or `ddpm`.
+        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
         steps: timesteps that it took.
         eta: of DDIM; None for a sampler without.
         guidance: scale of classifier-free guidance; None without guidance.
-        shots: images in a support.
-        held_out: what leave-one-out does with the image that is generated (`SetConfig.held_out`).
+        guidance_interval: first timestep that is guided, and the first above it that no longer is; None for all.
+        shots: images in a support; None for a model that takes none.
+        held_out: what leave-one-out does with the image that is generated (`SetConfig.held_out`); None likewise.
         precision: the trainer's, in which the network ran.
         seed: draws supports and noise.
     """
@@ -153,8 +160,9 @@ class SamplingRecord:
     steps: Annotated[int, Reason("more steps make other, mostly better, images of the same model")]
     eta: Annotated[float | None, Reason("another eta makes other images of the same model")]
     guidance: Annotated[float | None, Reason("guidance trades variety for likeness")]
-    shots: Annotated[int, Reason("more images of a class tell more of it")]
-    held_out: Annotated[str, Reason("the model is told other things of the class")]
+    guidance_interval: Annotated[tuple[int, int] | None, Reason("guidance acts at other timesteps")]
+    shots: Annotated[int | None, Reason("more images of a class tell more of it", option=True)]
+    held_out: Annotated[str | None, Reason("the model is told other things of the class", option=True)]
     precision: Annotated[str, Reason("the same model makes slightly other images")]
     seed: Annotated[int, Remark("other noise, and other supports; figures vary with it by chance")]
 
@@ -291,26 +299,27 @@ class EvaluationRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
-        """Build from what `to_dict` gives.
+        """Build from what `to_dict` gives, now or when the schema was 1.
 
         Raises:
             EvaluationError: another schema, or fields that are missing, unknown or of another type; all are named.
         """
         found = values.get("schema")
-        if found != SCHEMA:
+        if found not in (1, SCHEMA):
             raise EvaluationError(
                 "there is no `schema` in it, so that it is no record of an evaluation (fid.json)."
                 if found is None
-                else f"its schema is {found!r}, but this version of lightning_vfs ({__version__}) reads schema "
-                f"{SCHEMA}: evaluate again, or take the version of lightning_vfs that wrote it."
+                else f"its schema is {found!r}, but this version of lightning_vfs ({__version__}) reads schemas 1 "
+                f"to {SCHEMA}: evaluate again, or take the version of lightning_vfs that wrote it."
             )
         problems = _Problems([], [], [])
-        record = _parsed(cls, {name: value for name, value in values.items() if name != "schema"}, "", problems)
+        parts = {name: value for name, value in values.items() if name != "schema"}
+        record = _parsed(cls, _of_schema_1(parts) if found == 1 else parts, "", problems)
         if any(problems):
             kinds = {"missing": problems.missing, "not known": problems.unknown, "of another type": problems.wrong}
             listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
             raise EvaluationError(
-                f"the record of an evaluation has not the fields of schema {SCHEMA} ({listed}). "
+                f"the record of an evaluation has not the fields of schema {found} ({listed}). "
                 "It is damaged or was changed by hand: evaluate again."
             )
         return record
@@ -412,6 +421,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 # -- to plain values and back -----------------------------------------------------------------------------------------
+
+
+def _of_schema_1(parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a record of schema 1, with the fields that came later."""
+    for part, name in (path.split(".") for path in SINCE_2):
+        if isinstance(parts.get(part), dict):
+            parts = {**parts, part: {name: None, **parts[part]}}
+    return parts
 
 
 class _Problems(NamedTuple):

@@ -1,11 +1,27 @@
 """The networks in torch, and the LightningModule that trains them."""
 
-from lightning_vfs.modules.context import GaussianContext
+from lightning_vfs.modules.attention import LSA
+from lightning_vfs.modules.context import ClassContext, DiscreteContext, GaussianContext
 from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.optimizer import OptimizerConfig
-from lightning_vfs.modules.set_encoder import LSA, SetEncoder
+from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
 from lightning_vfs.modules.spt import SPT
+from lightning_vfs.modules.unet import UNet, UNetEncoder
 from lightning_vfs.modules.vfsddpm import VFSDDPM
 
-__all__ = ["LSA", "SPT", "VFSDDPM", "DiT", "FewShotDiffusion", "GaussianContext", "OptimizerConfig", "SetEncoder"]
+__all__ = [
+    "LSA",
+    "SPT",
+    "VFSDDPM",
+    "ClassContext",
+    "DiT",
+    "DiscreteContext",
+    "FewShotDiffusion",
+    "GaussianContext",
+    "OptimizerConfig",
+    "SetEncoder",
+    "UNet",
+    "UNetEncoder",
+    "ViTEncoder",
+]

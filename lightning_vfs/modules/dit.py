@@ -8,8 +8,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
 from lightning_vfs.core.patches import unpatchify
+from lightning_vfs.modules.attention import Attention, CrossAttention
 from lightning_vfs.modules.layers import (
     LAYER_NORM_EPS,
     FeedForward,
@@ -26,38 +28,32 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention: (b, l, dim) -> (b, l, dim)."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
-
-
 class DiTBlock(nn.Module):
-    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim)."""
+    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim).
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, normalize_condition: bool, dropout: float) -> None:
+    Where it has cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
+    feed-forward layers.
+    """
+
+    def __init__(self, config: DenoiserConfig, context_dim: int | None) -> None:
         super().__init__()
+        dim = config.dim
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, config.heads)
+        self.cross_attn = None if context_dim is None else CrossAttention(dim, config.heads, context_dim)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
-        self.mlp = FeedForward(dim, int(dim * mlp_ratio), dropout)
-        self.drop = nn.Dropout(dropout)
+        self.mlp = FeedForward(dim, int(dim * config.mlp_ratio), config.dropout)
+        self.drop = nn.Dropout(config.dropout)
         self.modulation = nn.Linear(dim, 6 * dim)
-        self.context_scale = nn.Parameter(torch.ones(dim)) if normalize_condition else None
+        self.context_scale = nn.Parameter(torch.ones(dim)) if config.normalize_condition else None
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, context: Tensor | None = None) -> Tensor:
         if self.context_scale is not None:
             condition = F.layer_norm(condition, condition.shape[-1:], eps=LAYER_NORM_EPS) * self.context_scale
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
         x = x + self.drop(gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1)))
+        if self.cross_attn is not None:
+            x = x + self.drop(self.cross_attn(x, context))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -76,22 +72,26 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Denoiser: x_t (b, c, h, w), t int (b,), context (b, d) -> (b, c or 2c, h, w)."""
+    """Denoiser: x_t (b, c, h, w), t int (b,), context -> (b, c or 2c, h, w).
+
+    The context is (b, d) for `film`, (b, tokens, d) for `lag`, and None for an unconditional model.
+    """
 
     def __init__(self, config: VFSConfig) -> None:
         super().__init__()
-        dit, sets = config.denoiser, config.sets
+        dit, context_dim = config.denoiser, config.encoder.context_dim
         self.config = dit
         self.out_channels = config.out_channels
-        self.patch_embed = nn.Conv2d(sets.channels, dit.dim, dit.patch_size, stride=dit.patch_size)
+        self.patch_embed = nn.Conv2d(config.denoiser_channels, dit.dim, dit.patch_size, stride=dit.patch_size)
         positions = torch.from_numpy(sincos_positions(dit.dim, config.padded_size // dit.patch_size))
         self.register_buffer("pos_embed", positions[None])
         self.time_embed = TimestepMLP(TIMESTEP_FEATURES, dit.dim)
         self.timestep_scale = 1000 / config.diffusion.timesteps if config.diffusion.rescale_timesteps else 1
-        in_dim = config.encoder.context_dim + (dit.dim if dit.film == "concat" else 0)
-        self.context_proj = nn.Linear(in_dim, dit.dim)
+        self.has_film = dit.conditioning == "film" and context_dim > 0
+        if self.has_film:
+            self.context_proj = nn.Linear(context_dim + (dit.dim if dit.film == "concat" else 0), dit.dim)
         self.blocks = nn.ModuleList(
-            DiTBlock(dit.dim, dit.heads, dit.mlp_ratio, dit.normalize_condition, dit.dropout) for _ in range(dit.depth)
+            DiTBlock(dit, context_dim if dit.attends_to_context(layer) else None) for layer in range(dit.depth)
         )
         self.final = FinalLayer(dit.dim, dit.patch_size**2 * self.out_channels)
         self._initialize()
@@ -106,19 +106,24 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, DiTBlock):
                 initialize_zero(module.modulation)
+            if isinstance(module, CrossAttention):
+                initialize_zero(module.out)
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         pad = self.config.pad
         padded = F.pad(x_t, [pad] * 4) if pad else x_t
         x = rearrange(self.patch_embed(padded), "b d h w -> b (h w) d") + self.pos_embed
         condition = self._condition(t, context)
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, condition, context)
         image = unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
         return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad]
 
-    def _condition(self, t: Tensor, context: Tensor) -> Tensor:
+    def _condition(self, t: Tensor, context: Tensor | None) -> Tensor:
         time = self.time_embed(timestep_embedding(t * self.timestep_scale, TIMESTEP_FEATURES, torch.float32))
+        if not self.has_film:
+            return time
+        assert context is not None, "this denoiser is conditioned on a context"
         if self.config.film == "add":
             return time + self.context_proj(context)
         return self.context_proj(torch.cat([time, context.to(time.dtype)], dim=-1))

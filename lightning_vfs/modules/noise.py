@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Streams of one seed: sampling steps take 0 and up, the rest stays clear of them.
-START, TIMESTEP, NOISE, LATENT = -1, -2, -3, -4
+START, TIMESTEP, NOISE, LATENT, SHOTS, DROPPED = -1, -2, -3, -4, -5, -6
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer, as are the two below
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -34,9 +34,10 @@ def _bits(index: Tensor, count: int, seed: int, stream: int) -> Tensor:
     return _mix(start[:, None] + counter * _GOLDEN)
 
 
-def indexed_uniform(index: Tensor, seed: int, stream: int = 0) -> Tensor:
-    """Uniform numbers in [0, 1): index int64 (m,) -> float32 (m,)."""
-    return _shift_right(_bits(index, 1, seed, stream)[:, 0], 40).float() * 2**-24
+def indexed_uniform(index: Tensor, seed: int, stream: int = 0, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in [0, 1): index int64 (m,) -> float32 (m, *shape)."""
+    bits = _bits(index, math.prod(shape), seed, stream)
+    return (_shift_right(bits, 40).float() * 2**-24).reshape(-1, *shape)
 
 
 def indexed_normal(index: Tensor, shape: tuple[int, ...], seed: int, stream: int = 0) -> Tensor:

@@ -1,59 +1,30 @@
-"""The set encoder sViT: a transformer that summarises a small set of images."""
+"""Set encoders made of tokens: transformers that summarise a small set of images."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from lightning_vfs.core.config import EncoderConfig, VFSConfig
+from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
+from lightning_vfs.core.encoder_config import EncoderConfig
+from lightning_vfs.core.sets import set_mean
+from lightning_vfs.modules.attention import LSA, EncoderAttention
 from lightning_vfs.modules.layers import LAYER_NORM_EPS, FeedForward, Projection, TimestepMLP, initialize_linear
 from lightning_vfs.modules.spt import SPT
 
 
-class LSA(nn.Module):
-    """Locality self-attention (Lee et al. 2021, section 3.3): no token attends to itself, the scale is learned.
-
-    The logarithm of the scale is the parameter, as in the JAX system. (b, l, dim) -> (b, l, dim), l at least 2.
-    """
-
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.temperature = nn.Parameter(torch.tensor(math.log(dim_head**-0.5)))
-        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
-        self.to_out = nn.Linear(heads * dim_head, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
-        others = ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        # A learned scale cannot be an argument of the fused kernel, which takes a float: it goes into the queries.
-        out = F.scaled_dot_product_attention(
-            q * self.temperature.exp().to(q.dtype),
-            k,
-            v,
-            attn_mask=others,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=1.0,
-        )
-        out = self.to_out(rearrange(out, "b h l d -> b l (h d)"))
-        return F.dropout(out, self.dropout, self.training)
-
-
 class EncoderLayer(nn.Module):
-    """Pre-norm transformer layer with LSA: (b, l, dim) -> (b, l, dim)."""
+    """Pre-norm transformer layer: (b, l, dim) -> (b, l, dim)."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(self, encoder: EncoderConfig, attention: type[EncoderAttention]) -> None:
         super().__init__()
+        dim, dropout = encoder.dim, encoder.dropout
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = LSA(dim, heads, dim_head, dropout)
+        self.attn = attention(dim, encoder.heads, encoder.dim_head, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = FeedForward(dim, int(dim * mlp_ratio), dropout)
+        self.mlp = FeedForward(dim, int(dim * encoder.mlp_ratio), dropout)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,29 +33,31 @@ class EncoderLayer(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """Context of a set: SPT tokens behind a class token and an optional time token, LSA transformer, pooling, head.
+    """sViT: SPT tokens behind a class token and an optional time token, LSA transformer, pooling, head.
 
-    Shapes: x_set (b, s, c, h, w) in [-1, 1], t int (b,) or None -> (b, d), d = `config.encoder.output_dim`.
-    s is `config.sets.slots`; with the tokenizer `per_image_mean` any number.
+    Shapes: x_set (b, s, c, h, w) in [-1, 1], t int (b,) or None -> (b, d), d = `config.encoder.output_dim`; for
+    denoisers that attend to tokens (b, tokens, d). s is `config.sets.slots`; with the tokenizer `per_image_mean` any
+    number, and of set i the first shots[i] images count.
     """
+
+    attention: type[EncoderAttention] = LSA
 
     def __init__(self, config: VFSConfig) -> None:
         super().__init__()
         encoder = config.encoder
         self.config = encoder
+        self.gives_tokens = config.denoiser.conditioning == "lag"
+        assert config.patch_dim is not None
         self.to_patch_embedding = SPT(config.patch_dim, encoder.patch_size, encoder.dim)
-        num_patches = (config.sets.image_size // encoder.patch_size) ** 2
-        num_extra = 1 if encoder.time_token == "none" else 2
+        self.num_patches = (config.encoder_size // encoder.patch_size) ** 2
+        self.num_extra = config.num_extra_tokens
         self.cls_token = nn.Parameter(torch.empty(1, 1, encoder.dim))
-        self.pos_embedding = nn.Parameter(torch.empty(1, num_extra + num_patches, encoder.dim))
+        self.pos_embedding = nn.Parameter(torch.empty(1, self.num_extra + self.num_patches, encoder.dim))
         if encoder.time_token == "timestep":
             self.time_embed = TimestepMLP(encoder.dim // 4, encoder.dim)
             self.to_time_embedding = nn.Linear(encoder.dim, encoder.dim)
         self.dropout = nn.Dropout(encoder.dropout)
-        self.layers = nn.ModuleList(
-            EncoderLayer(encoder.dim, encoder.heads, encoder.dim_head, encoder.mlp_ratio, encoder.dropout)
-            for _ in range(encoder.depth)
-        )
+        self.layers = nn.ModuleList(EncoderLayer(encoder, self.attention) for _ in range(encoder.depth))
         self.head_norm = nn.LayerNorm(encoder.dim, eps=LAYER_NORM_EPS)
         self.head = self._head(encoder)
         self.projection = self._projection(encoder)
@@ -103,27 +76,39 @@ class SetEncoder(nn.Module):
             return Projection(encoder.dim, hidden_dim, encoder.projection_dim, encoder.dropout)
         return nn.Identity()
 
-    def forward(self, x_set: Tensor, t: Tensor | None = None) -> Tensor:
-        patches = self._patch_tokens(x_set)
+    def forward(self, x_set: Tensor, t: Tensor | None = None, shots: Tensor | None = None) -> Tensor:
+        """Context of every set; raises ValueError where the encoder sees t and gets none."""
+        patches = self._patch_tokens(x_set, shots)
         b = patches.shape[0]
         extra = [self.cls_token.expand(b, -1, -1)]
         if self.config.time_token != "none":
             extra.append(self._time_token(b, t))
         x = torch.cat([*(token.to(patches.dtype) for token in extra), patches], dim=1)
-        x = self.dropout(x + self.pos_embedding)
-        for layer in self.layers:
-            x = layer(x)
-        out = self.head(self.head_norm(self._pool(x)))
+        x = self.dropout(x + self._positions(patches.shape[1]))
+        out = self.head(self.head_norm(self._pool(self._transform(x))))
         if self.config.head_hidden_dim:
             out = self.dropout(out)
-        # Of tokens, `film` conditioning takes the mean.
-        return self.projection(out.mean(dim=1) if out.ndim == 3 else out)
+        return self.projection(out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1))
 
-    def _patch_tokens(self, x_set: Tensor) -> Tensor:
+    def _transform(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def _patch_tokens(self, x_set: Tensor, shots: Tensor | None) -> Tensor:
         if self.config.tokenizer == "stack":
             return self.to_patch_embedding(x_set)
+        each = self._tokens_of_each(x_set)
+        return set_mean(each, shots) if self.config.tokenizer == "per_image_mean" else each.mean(dim=1)
+
+    def _tokens_of_each(self, x_set: Tensor) -> Tensor:
+        """Patch tokens of every image: (b, s, c, h, w) -> (b, s, l, dim)."""
         each = self.to_patch_embedding(rearrange(x_set, "b s c h w -> (b s) 1 c h w"))
-        return reduce(each, "(b s) l d -> b l d", "mean", s=x_set.shape[1])
+        return rearrange(each, "(b s) l d -> b s l d", s=x_set.shape[1])
+
+    def _positions(self, num_tokens: int) -> Tensor:
+        """Learned positions of the extra tokens and of `num_tokens` patch tokens: (1, extra + tokens, dim)."""
+        return self.pos_embedding
 
     def _time_token(self, b: int, t: Tensor | None) -> Tensor:
         if self.config.time_token == "zero":
@@ -145,6 +130,32 @@ class SetEncoder(nn.Module):
             case "sum":
                 return x.sum(dim=1)
             case "patches":
-                return x[:, 1 if self.config.time_token == "none" else 2 :]
+                return x[:, self.num_extra :]
             case _:
                 return x
+
+
+class ViTEncoder(SetEncoder):
+    """ViT over a set (Giannone et al. 2022, section 3): a transformer over the patches of all its images together.
+
+    A patch has the same learned position in every image, so that the order of the images does not matter; slots
+    without an image hold a zero image. Shapes as `SetEncoder`.
+    """
+
+    attention = EncoderAttention
+
+    def _patch_tokens(self, x_set: Tensor, shots: Tensor | None) -> Tensor:
+        each = self._tokens_of_each(x_set)
+        return each.mean(dim=1) if self.config.pool == "agg" else rearrange(each, "b s l d -> b (s l) d")
+
+    def _positions(self, num_tokens: int) -> Tensor:
+        extra, patches = self.pos_embedding.split([self.num_extra, self.num_patches], dim=1)
+        return torch.cat([extra, patches.repeat(1, num_tokens // self.num_patches, 1)], dim=1)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        match self.config.pool:
+            case "mean_patch" | "sum_patch":
+                how = self.config.pool.removesuffix("_patch")
+                return self._transform(reduce(x[:, self.num_extra :], "b (s l) d -> b l d", how, l=self.num_patches))
+            case _:
+                return super()._pool(x)

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
@@ -19,23 +20,25 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.errors import ClassMismatchError, ConfigError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
 from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, check_contents, read_checkpoint
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
-from lightning_vfs.modules.noise import LATENT, NOISE, TIMESTEP, indexed_normal, indexed_uniform
+from lightning_vfs.modules.noise import DROPPED, LATENT, NOISE, SHOTS, TIMESTEP, indexed_normal, indexed_uniform
 from lightning_vfs.modules.optimizer import OptimizerConfig, apply_settings, build_adamw, warmup_cosine
+from lightning_vfs.modules.set_encoder import SetEncoder
 from lightning_vfs.modules.spt import SPT
+from lightning_vfs.modules.timestep_sampling import LossSecondMoment
 
 
 class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     """Few-shot diffusion model: a set encoder conditions a denoiser.
 
     A batch is a tensor of sets `(b, n, c, h, w)` in [-1, 1], or a mapping with it under `images` and, optionally, the
-    global index of every set, int64 `(b,)`, under `index`. Every image of a set is generated from the others; a set
-    has one timestep.
+    global index of every set, int64 `(b,)`, under `index`, and its class under `label`. Every image of a set is
+    generated from the others; a set has one timestep.
 
     Args:
         config: a VFSConfig, or its plain values.
@@ -62,6 +65,10 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         if on_set_size_mismatch not in ("error", "adapt"):
             raise ConfigError(f"on_set_size_mismatch is {on_set_size_mismatch!r}; allowed: 'error', 'adapt'.")
         self.on_set_size_mismatch = on_set_size_mismatch
+        self.class_names: tuple[str, ...] | None = None
+        self.timestep_sampler: LossSecondMoment | None = None
+        if self.config.diffusion.timestep_sampling == "loss_second_moment":
+            self.timestep_sampler = LossSecondMoment(self.config.diffusion.timesteps)
         self.save_hyperparameters(
             {
                 "config": self.config.to_dict(),
@@ -74,7 +81,12 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     # -- agreement with weights and data -----------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way."""
+        """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way.
+
+        Raises:
+            ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
+        """
+        _ = self.autoencoder
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
@@ -95,6 +107,24 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     def _check_data(self) -> None:
         for data in self._data_set_sizes():
             self.check_set_size(data)
+        if self.config.encoder.architecture == "class_label":
+            self._check_classes()
+
+    def _check_classes(self) -> None:
+        """Hold the data's classes against those of a class-conditional model, which takes them before it is trained.
+
+        Raises:
+            ClassMismatchError: they differ in number or name, or the data does not say them.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not callable(getattr(data, "split", None)):
+            raise ClassMismatchError(
+                "A class-conditional model takes its classes from a SetDataModule (GlyphSets, FolderSets), and the "
+                "trainer has none: pass one, trainer.fit(model, datamodule=...)."
+            )
+        names = data.split("train").class_names  # type: ignore[union-attr]
+        contract.check_classes(names, self.class_names, self.config)
+        self.class_names = names
 
     def check_set_size(self, data: int) -> None:
         """Hold the data's images per set against the weights and the configuration.
@@ -114,14 +144,25 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         """
         check_contents(checkpoint, "The file")
         contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
-        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"]), self._data_set_sizes())
+        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes())
         self._adopt(config)
+        if "class_names" in checkpoint:
+            self.class_names = tuple(checkpoint["class_names"])
+        if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
+            self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
         # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
         for callback in getattr(self._trainer, "callbacks", ()):
             if isinstance(callback, WeightAveraging) and callback._average_model is not None:
                 cast(VFSDDPM, callback._average_model.module)._adopt(config)
 
-    def _agreed(self, weights: int, data: list[int]) -> VFSConfig:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is no weight: the classes of a class-conditional model, and the losses that timesteps are drawn by."""
+        if self.class_names is not None:
+            checkpoint["class_names"] = list(self.class_names)
+        if self.timestep_sampler is not None:
+            checkpoint["timestep_sampler"] = self.timestep_sampler.state_dict()
+
+    def _agreed(self, weights: int | None, data: list[int]) -> VFSConfig:
         """The configuration that holds for these weights and for each of these set sizes of the data."""
         agree = functools.partial(contract.agree, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch)
         return [agree(data=size) for size in data][-1] if data else agree()
@@ -129,8 +170,8 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     def _adopt(self, config: VFSConfig) -> None:
         """Take the configuration that holds, with a tokenizer of its width where that changed."""
         if config.patch_dim != self.config.patch_dim:
-            fresh = SPT(config.patch_dim, config.encoder.patch_size, config.encoder.dim)
-            self.encoder.to_patch_embedding = fresh.to(self.device)
+            fresh = SPT(cast(int, config.patch_dim), config.encoder.patch_size, config.encoder.dim)
+            cast(SetEncoder, self.encoder).to_patch_embedding = fresh.to(self.device)
         self.config = config
         self.hparams["config"] = config.to_dict()
 
@@ -173,11 +214,11 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     # -- training --------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _compiled_loss(self) -> Callable[..., Tensor]:
+    def _compiled_losses(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """Made at the first step, since a compiled function cannot be deep-copied, as weight averaging does."""
         # array-api-compat asks by cached functions what kind an array is, which dynamo remarks on once for each.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
-        return torch.compile(self.loss, fullgraph=True)
+        return torch.compile(self.losses, fullgraph=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)
@@ -185,44 +226,85 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x_set, _ = self._sets_of(batch, batch_idx)
-        loss = self.batch_loss(batch, batch_idx)
-        self.log("val/loss", loss, prog_bar=True, batch_size=x_set.shape[0], sync_dist=True)
+        self._evaluation_step(batch, batch_idx, "val/loss", prog_bar=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        x_set, _ = self._sets_of(batch, batch_idx)
-        loss = self.batch_loss(batch, batch_idx)
-        self.log("test/loss", loss, batch_size=x_set.shape[0], sync_dist=True)
+        self._evaluation_step(batch, batch_idx, "test/loss", prog_bar=False)
+
+    def _evaluation_step(self, batch: Any, batch_idx: int, name: str, prog_bar: bool) -> None:
+        if self.config.encoder.architecture == "class_label":
+            rank_zero_warn(
+                f"{name} is left out: a class-conditional model has contexts of its training classes alone, and these "
+                "sets are of others. FIDCallback(splits=['in']) evaluates it."
+            )
+            return
+        size = _images_of(batch).shape[0]
+        self.log(name, self.batch_loss(batch, batch_idx), prog_bar=prog_bar, batch_size=size, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Index (b,) of every set, its support (b, k, c, h, w), and an image of it (b, 1, c, h, w) by DDIM-50."""
-        x_set, index = self._sets_of(batch, batch_idx)
+        """Index (b,) of every set, its support (b, k, c, h, w), and an image of it (b, 1, c, h, w) by DDIM-50.
+
+        Raises:
+            ConfigError: a baseline, which generates from no support.
+        """
+        if not self.config.encoder.takes_support:
+            raise ConfigError(
+                "predict generates an image from every test set, but this model takes no support (encoder.architecture "
+                f"is {self.config.encoder.architecture!r}): use `lightning-vfs sample`."
+            )
+        x_set, index, _ = self._sets_of(batch, batch_idx)
         support = x_set[:, : self.config.sets.shots]
         steps = min(50, self.config.diffusion.timesteps)
         generated = self.generate(support, index, steps=steps, seed=global_seed())
         return {"index": index, "support": support, "generated": generated[:, None]}
 
     def batch_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Loss of a batch, with timesteps and noise that follow the sets' global indices; compiled in training.
+        """Loss of a batch, all of whose random numbers follow the sets' global indices; compiled in training.
 
         Raises:
             SetSizeMismatchError: the batch's n is not the agreed one.
-            ValueError: another shape of images.
+            ValueError: another shape of images, or no labels for a class-conditional model.
         """
-        x_set, index = self._sets_of(batch, batch_idx)
-        n, *image = x_set.shape[1:]
+        x_set, index, label = self._sets_of(batch, batch_idx)
         self.diffusion = self.diffusion.on(x_set)
-        seed = global_seed()
-        t = (indexed_uniform(index, seed, TIMESTEP) * self.config.diffusion.timesteps).long()
-        noise = indexed_normal(index, (n, *image), seed, NOISE)
-        latent_noise = None
-        if self.posterior is not None:
-            latent_noise = indexed_normal(index, (n, self.config.encoder.dim), seed, LATENT).flatten(0, 1)
-        loss = self._compiled_loss if self.training and self.hparams["compile"] else self.loss
-        return loss(x_set, t, noise, latent_noise)
+        sampler = self.timestep_sampler if self.training else None
+        uniform = indexed_uniform(index, global_seed(), TIMESTEP)
+        if sampler is None:
+            t, weight = (uniform * self.config.diffusion.timesteps).long(), None
+        else:
+            t, weight = sampler.draw(uniform)
+        latents = self.latents(x_set) if self.config.latent.autoencoder else None
+        losses = self._compiled_losses if self.training and self.hparams["compile"] else self.losses
+        loss, kl = losses(x_set, t, latents=latents, label=label, **self._random_numbers(x_set.shape[1], index))
+        if sampler is not None:
+            sampler.update(self._of_all_ranks_cat(t), self._of_all_ranks_cat(loss.detach()))
+        loss = loss.mean() if weight is None else (weight * loss).mean()
+        return loss if kl is None else loss + self.config.encoder.kl_weight * kl.mean()
 
-    def _sets_of(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Images and global set indices of a batch, checked against the contract.
+    def _random_numbers(self, n: int, index: Tensor) -> dict[str, Tensor]:
+        """What `losses` draws of sets of n images, by their global indices (b,)."""
+        config, seed = self.config, global_seed()
+        size = config.denoiser_size
+        numbers = {"noise": indexed_normal(index, (n, config.denoiser_channels, size, size), seed, NOISE)}
+        if self.posterior is not None:
+            draw = indexed_uniform if config.encoder.context == "variational_discrete" else indexed_normal
+            shape = (n, *self.posterior.noise_shape)
+            numbers["latent_noise"] = draw(index, shape=shape, seed=seed, stream=LATENT).flatten(0, 1)
+        if self.training and config.sets.random_shots and config.encoder.takes_support:
+            uniform = indexed_uniform(index, seed, SHOTS)
+            numbers["shots"] = (uniform * config.sets.shots).long() + 1
+        if self.training and self.null_context is not None:
+            numbers["dropped"] = indexed_uniform(index, seed, DROPPED, (n,)) < config.encoder.context_dropout
+        return numbers
+
+    def _of_all_ranks_cat(self, values: Tensor) -> Tensor:
+        """The values (b,) of all ranks in the order of ranks; collective."""
+        if self._trainer is None or self._trainer.world_size == 1:
+            return values
+        return cast(Tensor, self.all_gather(values)).flatten(0, 1)
+
+    def _sets_of(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, global indices and, for class-conditional models, labels of a batch; checked against the contract.
 
         Raises:
             SetSizeMismatchError: the batch's n is not the agreed one.
@@ -233,13 +315,16 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         sets = self.config.sets
         if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:
             x_set = subsample(x_set, sets.set_size, global_seed())
+        label = None
+        if self.config.encoder.architecture == "class_label" and isinstance(batch, dict):
+            label = batch.get("label")
         if isinstance(batch, dict) and "index" in batch:
-            return x_set, batch["index"]
+            return x_set, batch["index"], label
         # A plain loader gives no indices: epoch, batch and rank make one that no other set of the run has.
         trainer = self._trainer
         epoch, rank, world = (trainer.current_epoch, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
         first = ((epoch << 20) + batch_idx * world + rank) << 20
-        return x_set, torch.arange(first, first + x_set.shape[0], device=x_set.device)
+        return x_set, torch.arange(first, first + x_set.shape[0], device=x_set.device), label
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
@@ -290,7 +375,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         """
         config, state_dict = load_pretrained(name)
         model = cls(config)
-        model._adopt(model._agreed(contract.patch_dim_of(state_dict), []))
+        model._adopt(model._agreed(contract.patch_dim_of(state_dict, config), []))
         model.load_state_dict(state_dict)
         return model.eval()
 

@@ -84,7 +84,7 @@ class Painter(pl.LightningModule):
             raise SetSizeMismatchError(f"{self.config.sets.set_size} and {data}")
 
     @torch.no_grad()
-    def generate(self, support, index, steps=50, sampler="ddim", eta=0.0, seed=0):
+    def generate(self, support, index, seed=0, label=None, **sampling):
         self.levels.append(self.level.item())
         self.modes.append(self.training)
         self.shots.append(support.shape[1])
@@ -94,9 +94,9 @@ class Painter(pl.LightningModule):
         torch.rand(1)  # from the global generator, as a careless model would
         return (support[:, 0] * self.level + 0.05 * torch.stack(noise)).clamp(-1, 1)
 
-    def sample(self, support, num_images=16, steps=50, sampler="ddim", seed=0):
+    def sample(self, support, num_images=16, seed=0, **sampling):
         index = torch.arange(len(support) * num_images)
-        images = self.generate(support.repeat_interleave(num_images, dim=0), index, steps, sampler, seed=seed)
+        images = self.generate(support.repeat_interleave(num_images, dim=0), index, seed)
         return images.unflatten(0, (len(support), num_images))
 
     def training_step(self, batch, batch_idx):

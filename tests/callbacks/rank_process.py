@@ -28,7 +28,7 @@ def split_figures(rank, world_size, num_images, num_real):
     evaluation = SplitEvaluation("test", Patterns().split("test"), ImageFeatures(TINY, metrics), plan)
     share = Share(rank, world_size, batch_size=7, device=torch.device("cpu"), show_progress=False)
     # Twice: the second time with the real features that were kept.
-    results = [evaluation.evaluate(None, Painter().generate, 3, share) for _ in range(2)]
+    results = [evaluation.evaluate(Painter(), 3, share) for _ in range(2)]
     return [{name: figure.value for name, figure in result.figures.items()} for result in results]
 
 

@@ -90,7 +90,7 @@ def test_figures_do_not_depend_on_the_batch_size(trainer, painter, data, fid):
 def test_a_model_that_ignores_its_support_is_at_chance(trainer, painter, data, fid):
     model = painter()
     honest = model.generate
-    model.generate = lambda support, *args, **kwargs: honest(support.roll(1, dims=0), *args, **kwargs)
+    model.generate = lambda support, **kwargs: honest(support.roll(1, dims=0), **kwargs)
     run = trainer(fid(num_images=150, splits=["out"]))
     run.validate(model, datamodule=data(), verbose=False)
     assert figures(run)[OUT[1]] == pytest.approx(1 / 5, abs=0.1)
@@ -212,7 +212,11 @@ def test_a_data_module_is_needed(trainer, painter, data, fid):
         ({"every_n_steps": 0}, "every_n_steps is 0; .* at least 1"),
         ({"splits": ["train"]}, "splits is .'train'.; .*'in', 'out'"),
         ({"splits": "in"}, "splits is 'in'"),
-        ({"sampler": "plms"}, "sampler is 'plms'; allowed: ddpm, ddim"),
+        ({"sampler": "plms"}, "sampler is 'plms'; allowed: 'ddpm', 'ddim', 'dpmpp_2m'"),
+        ({"steps": 0}, "steps is 0; .* at least 1"),
+        ({"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, but it is DDIM's"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_interval": (8, 2)}, r"guidance_interval is \(8, 2\)"),
         ({"few_shot_way": 1}, "few_shot_way is 1"),
     ],
 )

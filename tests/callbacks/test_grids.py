@@ -49,7 +49,7 @@ def test_pictures_go_to_the_trainers_folder(trainer, painter, data, tmp_path):
 
 def test_rows_are_the_same_distinct_classes_every_time(painter, data):
     sets, callback = data(), grids(num_classes=20)
-    supports = [callback._support(sets, painter()) for _ in range(2)]
+    supports = [callback._rows(sets, painter())[0] for _ in range(2)]
     assert torch.equal(*supports)
     assert supports[0].shape == (20, 3, 1, 8, 8)
     patterns = supports[0][:, 0].flatten(1)
@@ -104,6 +104,8 @@ def test_too_few_classes_are_refused(trainer, painter, data):
         ({"split": "out"}, "split is 'out'"),
         ({"num_images": 0}, "num_images is 0"),
         ({"sampler": "x"}, "sampler is 'x'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -126,6 +126,28 @@ def test_a_flag_that_contradicts_the_weights_is_named(trained, config_file: Path
     assert "trained with channels 3, but the data has 1: set --data.channels 3" in capsys.readouterr().err
 
 
+def test_a_list_that_is_the_checkpoints_contradicts_nothing(trained, config_file: Path, capsys) -> None:
+    fit = ["validate", f"--config={config_file}", f"--ckpt_path={trained()}"]
+    assert main([*fit, "--model.config.denoiser.channel_mult=[1, 2, 2]"]) == 0
+    assert main([*fit, "--model.config.denoiser.channel_mult=[1, 2]"]) == 1
+    assert "channel_mult is [1, 2], but the checkpoint was trained with [1, 2, 2]" in capsys.readouterr().err
+
+
+def test_an_older_checkpoint_was_trained_with_the_defaults_of_what_came_later(
+    trained, config_file: Path, tmp_path: Path, capsys
+) -> None:
+    contents = torch.load(trained(), weights_only=True)
+    config = contents["hyper_parameters"]["config"]
+    del config["denoiser"]["conditioning"], config["encoder"]["architecture"], config["latent"]
+    torch.save(contents, tmp_path / "old.ckpt")
+    validate = ["validate", f"--config={config_file}", f"--ckpt_path={tmp_path / 'old.ckpt'}"]
+    assert main([*validate, "--model.config.denoiser.conditioning=film"]) == 0
+    for flag, value, default in (("denoiser.conditioning", "lag", "film"), ("encoder.architecture", "vit", "set_vit")):
+        assert main([*validate, f"--model.config.{flag}={value}"]) == 1
+        said = f"--model.config.{flag} is {value!r}, but the checkpoint was trained with {default!r}"
+        assert said in capsys.readouterr().err
+
+
 def test_other_flags_beside_a_checkpoint_are_obeyed(trained, config_file: Path) -> None:
     flags = ["--model.optimizer.learning_rate=0.5", "--model.config.encoder.dropout=0.25", "--trainer.max_steps=4"]
     resumed = torch.load(trained(f"--ckpt_path={trained()}", *flags), weights_only=True)

@@ -12,6 +12,7 @@ import yaml
 
 from lightning_vfs.callbacks import FIDCallback
 from lightning_vfs.cli import main
+from lightning_vfs.core.sampling_config import SamplingConfig
 
 FEW = [
     "--accelerator=cpu", "--fid.feature_extractor=glyph-cnn", "--fid.num_images=4", "--fid.steps=2",
@@ -54,7 +55,7 @@ def test_what_is_evaluated_must_be_said_and_known(trained, tmp_path: Path, capsy
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_hold_options_of_the_callback(path: Path) -> None:
     callback = FIDCallback(**yaml.safe_load(path.read_text())["fid"])
-    assert (callback.num_images, callback.shots, callback.sampler, callback.steps) == (10_000, 5, "ddpm", 250)
+    assert (callback.num_images, callback.shots, callback.sampling) == (10_000, 5, SamplingConfig(250, "ddpm"))
 
 
 def test_a_preset_and_flags_over_it(trained, capsys) -> None:

@@ -92,22 +92,23 @@ def test_a_denoiser_of_wrong_channels_is_refused() -> None:
         diffusion_of(variance="learned_range").p_mean_variance(X_0, NOISE, T)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_with_a_perfect_denoiser_samplers_end_at_the_image(array, sampler: str, steps: int) -> None:
     diffusion = diffusion_of(prediction="x_0").respaced(steps)
     seen = []
 
-    def denoise(x: Any, t: Any) -> Any:
-        seen.append(int(t[0]))
+    def denoise(x: Any, t: Any, step: Any) -> Any:
+        assert t.shape == (len(X_0),)
+        seen.append((step, int(t[0])))
         return array(X_0)
 
     close(sample(denoise, array(NOISE), diffusion, sampler, noise=lambda step: array(NOISE)), X_0)
-    assert seen == list(reversed(np.asarray(diffusion.timesteps)))
+    assert seen == list(enumerate(diffusion.timesteps))[::-1]
     assert len(seen) == steps
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0), ("dpmpp_2m", 0.0)])
 def test_samplers_draw_from_a_normal_distribution_with_its_optimal_denoiser(sampler: str, eta: float) -> None:
     """Data N(0.3, 0.2^2): E[x_0 | x_t] is known, so the samples' mean and deviation are too."""
     mean, deviation = 0.3, 0.2
@@ -115,7 +116,7 @@ def test_samplers_draw_from_a_normal_distribution_with_its_optimal_denoiser(samp
     alpha_bar = np.cumprod(1 - betas_for("cosine", 1000))
     rng = np.random.default_rng(0)
 
-    def denoise(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+    def denoise(x: np.ndarray, t: np.ndarray, step: int) -> np.ndarray:
         a = alpha_bar[t][:, None, None, None]
         gain = np.sqrt(a) * deviation**2 / (a * deviation**2 + 1 - a)
         return mean + gain * (x - np.sqrt(a) * mean)
@@ -129,12 +130,16 @@ def test_samplers_draw_from_a_normal_distribution_with_its_optimal_denoiser(samp
 def test_ddim_needs_noise_for_eta_and_a_known_sampler() -> None:
     with pytest.raises(ValueError, match=r"eta 0.5 adds noise"):
         diffusion_of().ddim_step(X_0, NOISE, T, T - 1, eta=0.5)
-    with pytest.raises(ConfigError, match="'euler' is unknown; allowed: ddpm, ddim"):
-        sample(lambda x, t: x, NOISE, diffusion_of(), "euler")
+    with pytest.raises(ConfigError, match="sampler is 'euler'; allowed: 'ddpm', 'ddim', 'dpmpp_2m'"):
+        sample(lambda x, t, step: x, NOISE, diffusion_of(), "euler")
     with pytest.raises(ConfigError, match="eta is 2"):
-        sample(lambda x, t: x, NOISE, diffusion_of(), "ddim", eta=2)
-    with pytest.raises(ConfigError, match="draws noise at every step"):
-        sample(lambda x, t: x, NOISE, diffusion_of(), "ddpm")
+        sample(lambda x, t, step: x, NOISE, diffusion_of(), "ddim", eta=2)
+    for sampler in ("ddpm", "dpmpp_2m"):
+        with pytest.raises(ConfigError, match="eta is 0.5, but it is DDIM's"):
+            sample(lambda x, t, step: x, NOISE, diffusion_of(), sampler, 0.5, lambda step: NOISE)
+    for sampler, eta in (("ddpm", 0.0), ("ddim", 0.5)):
+        with pytest.raises(ConfigError, match="draws noise at every step"):
+            sample(lambda x, t, step: x, NOISE, diffusion_of(), sampler, eta)
 
 
 def test_losses_are_the_squared_error_and_the_variational_bound_without_gradient_to_the_mean() -> None:
@@ -153,6 +158,80 @@ def test_losses_are_the_squared_error_and_the_variational_bound_without_gradient
         assert gradient[:, 2:].abs().max() > 0
         if squared:
             torch.testing.assert_close(gradient[:, :2], of_mse[:, :2])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_losses_with_learned_variance_are_their_closed_forms(array, schedule: str) -> None:
+    """Everything from alpha_bar alone, in float64 (Ho et al. 2020, eq. 5 to 7; Nichol and Dhariwal 2021, eq. 15)."""
+    t, rng = np.array([0, 1, 2, 20, 45]), np.random.default_rng(1)
+    x_0 = np.round(X_0.astype(np.float64) * 120) / 127.5  # 8-bit images, neither black nor white
+    output = np.concatenate([NOISE + 0.5 * rng.normal(size=NOISE.shape), rng.uniform(-1, 1, NOISE.shape)], axis=1)
+    every = np.append(1.0, np.cumprod(1 - betas_for(schedule, 50)))
+    a, before = (every[i][:, None, None, None] for i in (t + 1, t))
+    beta = 1 - a / before
+    posterior_variance = beta * (1 - before) / (1 - a)
+    posterior_variance[0] = posterior_variance[1]
+    x_t = np.sqrt(a) * x_0 + np.sqrt(1 - a) * NOISE
+    eps, fraction = output[:, :2], (output[:, 2:] + 1) / 2
+    predicted = (x_t - np.sqrt(1 - a) * eps) / np.sqrt(a)
+    variance = beta**fraction * posterior_variance ** (1 - fraction)
+    mean, true_mean = (
+        (np.sqrt(before) * beta * x + np.sqrt(1 - beta) * (1 - before) * x_t) / (1 - a) for x in (predicted, x_0)
+    )
+    kl = 0.5 * (np.log(variance / posterior_variance) + (posterior_variance + (mean - true_mean) ** 2) / variance - 1)
+    cdf = np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))
+    lower, upper = ((x_0[0] - mean[0] + side / 255) / np.sqrt(variance[0]) for side in (-1, 1))
+    kl[0] = -np.log(cdf(upper) - cdf(lower))
+    bound = kl.mean(axis=(1, 2, 3)) / math.log(2)
+    mse = ((eps - NOISE) ** 2).mean(axis=(1, 2, 3))
+    assert bound.min() > 1e-3
+    for loss, expected in {
+        "mse": mse + bound,
+        "rescaled_mse": mse + 50 / 1000 * bound,
+        "kl": bound,
+        "rescaled_kl": 50 * bound,
+    }.items():
+        diffusion = diffusion_of(schedule=schedule, variance="learned_range", loss=loss)
+        arrays = (array(x.astype(np.float32)) for x in (output, x_0, x_t))
+        losses = diffusion.training_losses(*arrays, array(t), array(NOISE), lambda x: x)
+        np.testing.assert_allclose(np.asarray(losses)[1:], expected[1:], rtol=1e-3)
+        # Ours approximates the decoder's distribution function by tanh.
+        np.testing.assert_allclose(np.asarray(losses)[0], expected[0], rtol=0.01)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+def test_min_snr_weighs_the_squared_error_alone(array, prediction: str, variance: str) -> None:
+    channels = 4 if variance == "learned_range" else 2
+    output = np.random.default_rng(1).normal(size=(5, channels, 4, 4)).astype(np.float32)
+    x_t = diffusion_of().q_sample(X_0, T, NOISE)
+
+    def losses(prediction: str, **values: Any) -> np.ndarray:
+        diffusion = diffusion_of(prediction=prediction, variance=variance, **values)
+        arrays = map(array, (output, X_0, x_t, T, NOISE))
+        return np.asarray(diffusion.training_losses(*arrays, lambda x: x)).astype(np.float64)
+
+    squared = (diffusion_of(prediction=prediction).target(X_0, T, NOISE) - output[:, :2]) ** 2
+    squared = squared.astype(np.float64).mean(axis=(1, 2, 3))
+    snr = (ALPHA_BAR / (1 - ALPHA_BAR)).ravel()
+    assert snr[0] > 5 > snr[2] > 0.1  # both sides of the cut
+    clipped = np.minimum(snr, 5.0)
+    weight = {"eps": clipped / snr, "x_0": clipped, "v": clipped / (snr + 1)}[prediction]
+    # What is added to the squared error stays: with plain losses it is known but for the bound's rounding.
+    bound = losses(prediction) - squared
+    weighted = losses(prediction, min_snr_gamma=5.0)
+    np.testing.assert_allclose(weighted, weight * squared + bound, rtol=1e-4, atol=1e-5)
+    assert np.abs(weight - 1).max() > 0.1
+
+
+def test_min_snr_of_a_respaced_process_goes_by_its_own_steps() -> None:
+    respaced = diffusion_of(prediction="x_0", min_snr_gamma=5.0).respaced(3)
+    step = np.array([1])
+    (loss,) = respaced.training_losses(X_0[:1] + 1, X_0[:1], X_0[:1], step, NOISE[:1], lambda x: x)
+    (full,) = diffusion_of(prediction="x_0", min_snr_gamma=5.0).training_losses(
+        X_0[:1] + 1, X_0[:1], X_0[:1], np.array([respaced.timesteps[1]]), NOISE[:1], lambda x: x
+    )
+    assert loss == pytest.approx(full) and loss < 5
 
 
 def test_clipping_is_asked_for_or_left_to_the_configuration() -> None:

@@ -14,7 +14,7 @@ import pytest
 from array_api_compat import array_namespace, is_jax_array, is_torch_array
 
 from lightning_vfs import core
-from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, gaussian, patches, sample, sets
+from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, categorical, gaussian, guided, patches, sample, sets
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.likelihood import bits_per_dim, prior_bits_per_dim
 
@@ -38,6 +38,7 @@ PIXELS = np.stack([np.full_like(X_0[0], -1), np.full_like(X_0[0], 1), *(np.round
 PIXELS_MEAN_SCALE = (PIXELS, PIXELS + 0.02 * NOISE, 0.1 * OTHER_NOISE - 3)
 # Small ones: exp differs by a last digit between libraries, and an angle is the timestep times it.
 SMALL_STEPS = np.array([0, 1, 3, 7])
+SHOTS = np.array([1, 5, 2, 3])
 
 
 class Case:
@@ -59,7 +60,8 @@ def denoise(x: Any, t: Any, learned: bool = False) -> Any:
 
 
 def draw(diffusion: GaussianDiffusion, sampler: Any, eta: float, x: Any, noises: Any, **options: Any) -> Any:
-    model = functools.partial(denoise, learned=diffusion.config.variance == "learned_range")
+    learned = diffusion.config.variance == "learned_range"
+    model = lambda x, t, step: (1 + 0.1 * step) * denoise(x, t, learned)  # noqa: E731
     return sample(model, x, diffusion, sampler, eta, lambda step: noises[:, step], **options)
 
 
@@ -67,8 +69,13 @@ def stop_gradient(x: Any) -> Any:
     return x.detach() if is_torch_array(x) else jax.lax.stop_gradient(x) if is_jax_array(x) else x
 
 
-# The two of `v` differ by their factors of the bound, which learned variances add; the others are alike for all.
-LOSSES: dict[str, list[Any]] = {"v": ["mse", "rescaled_mse"], "eps": ["kl"], "x_0": ["mse", "rescaled_kl"]}
+# With the gamma of min-SNR weights. The first two of `v` differ by their factors of the bound, which learned variances
+# add; the others are alike for all.
+LOSSES: dict[str, list[tuple[Any, float]]] = {
+    "v": [("mse", 0.0), ("rescaled_mse", 0.0), ("rescaled_mse", 5.0)],
+    "eps": [("kl", 0.0), ("mse", 5.0)],
+    "x_0": [("mse", 0.0), ("rescaled_kl", 0.0), ("mse", 5.0)],
+}
 
 
 def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list[Case]:
@@ -89,12 +96,13 @@ def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list
             Case("ddpm_step", process.ddpm_step, output, x_t, T, OTHER_NOISE),
             Case("ddim_step", process.ddim_step, output, x_t, T, T - 1),
             Case("ddim_step, eta 0.7", noisy_step, output, x_t, T, OTHER_NOISE),
+            Case("dpmpp_2m_step", process.dpmpp_2m_step, output, x_t, T, OTHER_NOISE),
             Case("variational_bound", process.variational_bound, output, X_0, x_t, T),
         ]
-    for loss in LOSSES[prediction]:
-        of_loss = GaussianDiffusion(DiffusionConfig(STEPS, prediction=prediction, variance=variance, loss=loss))
-        losses = functools.partial(of_loss.training_losses, stop_gradient=stop_gradient)
-        cases.append(Case(f"training_losses, {loss}", losses, output, X_0, x_t, T, NOISE))
+    for loss, gamma in LOSSES[prediction]:
+        config = DiffusionConfig(STEPS, prediction=prediction, variance=variance, loss=loss, min_snr_gamma=gamma)
+        losses = functools.partial(GaussianDiffusion(config).training_losses, stop_gradient=stop_gradient)
+        cases.append(Case(f"training_losses, {loss}, min-SNR {gamma}", losses, output, X_0, x_t, T, NOISE))
     sampled = functools.partial(draw, process.respaced(2), sampler, eta)
     for case in cases:
         case.name = f"GaussianDiffusion.{case.name} [{prediction}, {variance}]"
@@ -104,10 +112,17 @@ def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list
 def all_cases(dtype: type) -> list[Case]:
     """Every case, its floats of one type. Arrays and processes are new: JAX keeps float32 copies of float64 tables."""
     few_steps = GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept=(0, 200))
+    # with steps of second order between the first and the last
+    four_steps = GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept=(0, 100, 200, 300))
+    learned = np.concatenate([X_0, ERROR], axis=1), np.concatenate([NOISE, OTHER_NOISE], axis=1)
     cases = [
         Case("leave_one_out", sets.leave_one_out, SETS),
         Case("complete, 5 to 7", lambda x: sets.complete(x, 7), SETS),
         Case("complete, 5 to 5", lambda x: sets.complete(x, 5), SETS),
+        Case("keep_first", sets.keep_first, SETS, SHOTS),
+        Case("set_mean", sets.set_mean, SETS),
+        Case("set_mean, of the first", sets.set_mean, SETS, SHOTS),
+        Case("pool_tokens", lambda x: sets.pool_tokens(x, 4), SETS.reshape(4, 8, 120)),
         Case("subsample", lambda x: sets.subsample(x, 3, seed=1), SETS),
         Case("stack_patches", lambda x: patches.stack_patches(x, 2), SETS),
         Case("unpatchify", lambda x: patches.unpatchify(x, 2, 3), SETS.reshape(4, 5 * 16, 12)[:, :16]),
@@ -117,8 +132,15 @@ def all_cases(dtype: type) -> list[Case]:
         Case("standard_gaussian_kl_bits", gaussian.standard_gaussian_kl_bits, X_0, NOISE),
         Case("discretized_gaussian_log_likelihood", gaussian.discretized_gaussian_log_likelihood, *PIXELS_MEAN_SCALE),
         Case("mean_flat", gaussian.mean_flat, SETS),
+        Case("log_softmax", categorical.log_softmax, NOISE),
+        Case("gumbel_softmax", lambda x, u: categorical.gumbel_softmax(x, u, 0.7), NOISE, (X_0 + 1) / 2),
+        Case("most_likely", categorical.most_likely, np.argsort(NOISE, axis=-1)),
+        Case("uniform_kl_bits", categorical.uniform_kl_bits, NOISE),
+        Case("guided", lambda c, u: guided(c, u, 1.5, 2), X_0, NOISE),
+        Case("guided, learned variance", lambda c, u, scales: guided(c, u, scales[0], 2), *learned, np.full(4, 2.5)),
         Case("prior_bits_per_dim", functools.partial(prior_bits_per_dim, few_steps), X_0),
         Case("bits_per_dim", lambda x, n: bits_per_dim(denoise, x, few_steps, lambda i: n[:, i]), X_0, STEP_NOISES),
+        Case("sample, dpmpp_2m", functools.partial(draw, four_steps, "dpmpp_2m", 0.0), NOISE, STEP_NOISES),
         *of_process("eps", "fixed_small", "ddim", 0.0),
         *of_process("x_0", "fixed_large", "ddim", 0.7),
         *of_process("v", "learned_range", "ddpm", 0.0),
@@ -131,13 +153,14 @@ def each_case(dtype: type) -> pytest.MarkDecorator:
 
 
 NO_ARRAYS = {"betas_for", "respaced_timesteps", "sincos_positions", "GaussianDiffusion.respaced"}
-NO_ARRAYS_IN = {"config", "contract", "errors", "jax_config", "seeding"}
+NO_ARRAYS_IN = {"config_checks", "contract", "errors", "seeding"}  # nor in configurations
 
 
 def array_functions() -> set[str]:
     """Public functions, and methods of classes, of the core's modules."""
     names = set()
-    for module_name in {module.name for module in pkgutil.iter_modules(core.__path__)} - NO_ARRAYS_IN:
+    modules = {module.name for module in pkgutil.iter_modules(core.__path__)} - NO_ARRAYS_IN
+    for module_name in (name for name in modules if not name.endswith("config")):
         module = importlib.import_module(f"{core.__name__}.{module_name}")
         for name, value in vars(module).items():
             if inspect.isclass(value) and value.__module__ == module.__name__:
@@ -213,7 +236,10 @@ def scan(body: Callable[[Any, Any], Any], steps: Sequence[int], x: Any) -> Any:
     return jax.lax.scan(lambda x, step: (body(x, step), None), x, jax.numpy.asarray(list(steps)))[0]
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddpm", 0.0)])
-def test_sampling_with_one_compiled_step_is_sampling(sampler: str, eta: float) -> None:
-    drawn = functools.partial(draw, GaussianDiffusion(DiffusionConfig(STEPS, prediction="v")).respaced(2), sampler, eta)
+@pytest.mark.parametrize(
+    ("sampler", "eta", "kept"),
+    [("ddim", 0.0, (0, 499)), ("ddpm", 0.0, (0, 499)), ("dpmpp_2m", 0.0, (0, 100, 300, 499))],
+)
+def test_sampling_with_one_compiled_step_is_sampling(sampler: str, eta: float, kept: tuple[int, ...]) -> None:
+    drawn = functools.partial(draw, GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept), sampler, eta)
     close(jax.jit(functools.partial(drawn, loop=scan))(NOISE, STEP_NOISES), drawn(NOISE, STEP_NOISES), 1e-6)

@@ -29,7 +29,7 @@ from lightning_vfs.metrics.record import (
 )
 
 PLAIN: dict[str, Any] = {
-    "schema": 1,
+    "schema": 2,
     "figures": {"fid/out": {"value": 4.5, "floor": 0.5, "floor_images": [100, 200], "chance": None}},
     "model": {
         "checkpoint": "a.ckpt",
@@ -37,6 +37,7 @@ PLAIN: dict[str, Any] = {
         "global_step": 1000,
         "weights": "averaged",
         "averaging_decay": 0.999,
+        "autoencoder_sha256": None,
     },
     "data": {"dataset": "GlyphSets", "image_size": 16, "channels": 1},
     "splits": {
@@ -57,6 +58,7 @@ PLAIN: dict[str, Any] = {
         "steps": 50,
         "eta": 0.0,
         "guidance": None,
+        "guidance_interval": None,
         "shots": 5,
         "held_out": "zero_slot",
         "precision": "32-true",
@@ -156,7 +158,7 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
         EvaluationRecord.from_dict(plain()).write(tmp_path / name)
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()
-    assert text.startswith('{\n  "schema": 1,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
+    assert text.startswith('{\n  "schema": 2,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
     assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
@@ -282,8 +284,12 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
         (b"\xff\xfe\x00", "is no JSON"),
         (b"[1, 2]", "is no record of an evaluation: it holds a list"),
         (b'{"dim": 3}', "there is no `schema` in it"),
-        (b'{"schema": 7}', r"its schema is 7, but this version of lightning_vfs \(.*\) reads schema 1: evaluate again"),
-        (b'{"schema": 1}', r"has not the fields of schema 1 \(missing: figures, model, data, "),
+        (
+            b'{"schema": 7}',
+            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 2: evaluate again",
+        ),
+        (b'{"schema": 2}', r"has not the fields of schema 2 \(missing: figures, model, data, "),
+        (b'{"schema": 1, "model": 0}', r"has not the fields of schema 1 \(missing: figures, data, .*model is '0'"),
     ],
 )
 def test_what_is_no_record_is_refused_by_the_name_of_the_file(tmp_path: Path, content: bytes | None, says: str) -> None:
@@ -304,6 +310,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "model.checkpoint_sha256": ("b" * 64, REMARK, "checkpoint_sha256: aaaaaaaaaaaa… against bbbbbbbbbbbb…"),
     "model.global_step": (20000, REMARK, "global_step: 1,000 against 20,000: this is what is compared"),
     "model.weights": ("raw", REASON, "weights: averaged against raw: averaged weights give other figures"),
+    "model.autoencoder_sha256": ("b" * 64, REMARK, "autoencoder_sha256: none against bbbbbbbbbbbb…: this is what is"),
     "model.averaging_decay": (None, REMARK, "averaging_decay: 0.999 against none: "),
     "data.dataset": ("FolderSets", REASON, "dataset: GlyphSets against FolderSets: figures of different data"),
     "data.image_size": (32, REASON, "image_size: 16 against 32: features see images of another size"),
@@ -329,6 +336,11 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "sampling.steps": (100, REASON, "steps: 50 against 100: "),
     "sampling.eta": (1.0, REASON, "eta: 0.0 against 1.0: "),
     "sampling.guidance": (1.5, REASON, "guidance: none against 1.5: "),
+    "sampling.guidance_interval": (
+        [0, 500],
+        REASON,
+        "guidance_interval: none against (0, 500): guidance acts at other",
+    ),
     "sampling.shots": (4, REASON, "shots: 5 against 4: "),
     "sampling.held_out": ("drop", REASON, "held_out: zero_slot against drop: "),
     "sampling.precision": ("bf16-mixed", REASON, "precision: 32-true against bf16-mixed: "),
@@ -417,11 +429,31 @@ def test_every_difference_is_told_at_once() -> None:
         assert [says for says in expected if not any(line.startswith(says) for line in said)] == []
 
 
-@pytest.mark.parametrize("path", [path for path in TABLE if path.startswith("metrics.")])
+WITHOUT_SUPPORT = ("sampling.shots", "sampling.held_out", "splits.*.supports_sha256")
+
+
+@pytest.mark.parametrize("path", [path for path in TABLE if path.startswith("metrics.") or path in WITHOUT_SUPPORT])
 @pytest.mark.parametrize("swap", [False, True])
-def test_options_of_a_metric_that_one_has_not_computed_are_no_reason(path: str, swap: bool) -> None:
-    pair = [EvaluationRecord.from_dict(plain()), EvaluationRecord.from_dict(changed(path, None))]
+def test_options_of_a_metric_or_model_that_one_has_not_are_no_reason(path: str, swap: bool) -> None:
+    without = EvaluationRecord.from_dict(changed(path.replace("*", "out"), None))
+    pair = [EvaluationRecord.from_dict(plain()), without]
     assert compare(*(pair[::-1] if swap else pair)).comparable
+
+
+def test_two_intervals_of_guidance_are_told_in_full() -> None:
+    first, second = (EvaluationRecord.from_dict(changed("sampling.guidance_interval", [low, 500])) for low in (0, 100))
+    (reason,) = compare(first, second).reasons
+    assert reason.startswith("guidance_interval: (0, 500) against (100, 500): ")
+    assert EvaluationRecord.from_dict(first.to_dict()) == first
+
+
+def test_a_record_of_schema_1_is_read_and_compared() -> None:
+    old = plain() | {"schema": 1}
+    del old["sampling"]["guidance_interval"], old["model"]["autoencoder_sha256"]
+    assert EvaluationRecord.from_dict(old) == EvaluationRecord.from_dict(plain())
+    del old["sampling"]["guidance"]
+    with pytest.raises(EvaluationError, match=r"fields of schema 1 \(missing: sampling.guidance\)"):
+        EvaluationRecord.from_dict(old)
 
 
 def test_figures_that_only_one_has_are_named() -> None:

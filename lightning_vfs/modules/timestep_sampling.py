@@ -1,0 +1,92 @@
+"""Importance sampling of timesteps: those with large losses are drawn more often, and weigh less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_vfs.core.errors import CheckpointError
+
+HISTORY = 10
+UNIFORM_SHARE = 0.001
+
+
+class LossSecondMoment:
+    """Draws timestep t with probability p_t proportional to the root mean square of its last 10 losses.
+
+    Nichol and Dhariwal 2021, eq. 18. A share of 0.001 of all draws is uniform; all are until every timestep has 10
+    losses, none of which is infinite or not a number. No module: what it keeps is neither a weight nor to be averaged.
+    It moves to the device of what it is given, and never waits for that device.
+
+    Args:
+        timesteps: number of timesteps T.
+    """
+
+    def __init__(self, timesteps: int) -> None:
+        self.timesteps = timesteps
+        # (T, 10), the oldest first. NaN stands for a loss that is still missing, and makes all probabilities NaN.
+        self._losses = torch.full((timesteps, HISTORY), torch.nan)
+
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps, and what their losses are multiplied with for the mean over uniform timesteps to be expected.
+
+        Args:
+            uniform: uniform numbers in [0, 1), float32 (b,).
+
+        Returns:
+            t int64 (b,), and weights 1 / (T p_t), float32 (b,). Where all timesteps are alike these are
+            `(uniform * T).long()` and 1.
+        """
+        self._losses = self._losses.to(uniform.device)
+        # In float64: of 1000 timesteps the rarest has a probability of 1e-6, and float32 adds them up to within 1e-7.
+        rms = (self._losses.double() ** 2).mean(dim=1).sqrt()
+        p = (1 - UNIFORM_SHARE) * rms / rms.sum() + UNIFORM_SHARE / self.timesteps
+        t = torch.searchsorted(p.cumsum(dim=0), uniform.double(), right=True).clamp(max=self.timesteps - 1)
+        weight = (1 / (self.timesteps * p[t])).float()
+        known = p.isfinite().all()
+        return (
+            torch.where(known, t, (uniform * self.timesteps).long()),
+            torch.where(known, weight, torch.ones_like(weight)),
+        )
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Remember the losses of timesteps; of equal ones in their order.
+
+        Args:
+            t: int64 (m,). With several ranks those of all, in the same order on each.
+            loss: unweighted losses (m,).
+        """
+        if not len(t):
+            return
+        losses = self._losses.to(t.device)
+        t, order = torch.sort(t, stable=True)
+        loss = loss.detach().to(losses)[order]
+        every = torch.arange(self.timesteps, device=t.device)
+        start = torch.searchsorted(t, every)  # of every timestep's losses among the sorted ones
+        count = torch.searchsorted(t, every, right=True) - start
+        # The 10 to keep are numbers `count` to `count` + 9 of the 10 old losses followed by the `count` new ones.
+        number = count[:, None] + torch.arange(HISTORY, device=t.device)
+        old = losses.gather(1, number.clamp(max=HISTORY - 1))
+        new = loss[(start[:, None] + number - HISTORY).clamp(0, len(t) - 1)]
+        self._losses = torch.where(number < HISTORY, old, new)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What has been seen: `losses`, float32 (T, 10), the oldest first; NaN where there are fewer."""
+        return {"losses": self._losses}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it is of another number of timesteps.
+        """
+        losses = state["losses"]
+        if losses.shape != self._losses.shape:
+            raise CheckpointError(
+                f"The checkpoint keeps losses of shape {tuple(losses.shape)} to draw timesteps by; a process of "
+                f"{self.timesteps} timesteps has {tuple(self._losses.shape)}: resume with the number of timesteps that "
+                "it was trained with, or with timestep_sampling 'uniform'."
+            )
+        self._losses = losses.to(self._losses)
