@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,9 +72,7 @@ def sample(
     _check_condition(model.config, support, label)
     images = None if support is None else load_support(support, sets.image_size, sets.channels)
     draw = _with_jax if framework == "jax" else _with_torch
-    how: dict[str, Any] = {"num_images": num_images, "seed": seed} | _not_at_default(sampling)
-    if label is not None:
-        how["label"] = label
+    how = {"num_images": num_images, "label": label, "seed": seed, **asdict(sampling)}
     generated = draw(model, device, images, how)
     folder = Path(out)
     for i, image in enumerate(to_uint8(generated)):
@@ -113,12 +111,6 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
             contract.check_labels([label], config)
         except ValueError as error:
             raise ConfigError(f"--label is {label}. {error}") from None
-
-
-def _not_at_default(sampling: SamplingConfig) -> dict[str, Any]:
-    """What was asked for; both frameworks have the same defaults."""
-    values = {f.name: (getattr(sampling, f.name), f.default) for f in fields(sampling)}
-    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Tensor:

@@ -167,6 +167,12 @@ class VFSConfig:
                 f"every attention would be the same: set encoder.pool to {' or '.join(map(repr, tokens))}, or "
                 "conditioning to 'film'."
             )
+        if 1 in (wanted, self.encoder_tokens):
+            raise ConfigError(
+                f"DenoiserConfig.conditioning is 'lag', but of {self.encoder_tokens} tokens that the encoder makes "
+                f"{wanted or 1} is left, to which every attention would be the same: take smaller patches, or another "
+                "context_tokens."
+            )
         if wanted and self.encoder_tokens % wanted:
             raise ConfigError(
                 f"DenoiserConfig.context_tokens is {wanted}, but the encoder makes {self.encoder_tokens} tokens: it "

@@ -46,7 +46,8 @@ def as_tuples(config: Any, *names: str) -> None:
 def check_unet(config: Any) -> None:
     """Raise ConfigError for sizes of a UNet that cannot be built."""
     name = type(config).__name__
-    check_at_least(config, 1, "channels", "num_res_blocks", "heads")
+    check_at_least(config, 2, "channels")
+    check_at_least(config, 1, "num_res_blocks", "heads")
     widths = [config.channels * mult for mult in config.channel_mult]
     if not widths or any(not isinstance(mult, int) or mult < 1 for mult in config.channel_mult):
         raise ConfigError(

@@ -58,6 +58,7 @@ class DiTBlock(nn.Module):
         drop = nn.Dropout(dit.dropout, deterministic=deterministic)
         x = x + drop(gate1[:, None] * attended)
         if self.crosses:
+            assert context is not None
             x = x + drop(CrossAttention(dit.heads, name="cross_attn")(x, context))
         mlp = MlpBlock(int(dit.dim * dit.mlp_ratio), dit.dropout)
         return x + gate2[:, None] * mlp(modulate(PlainLayerNorm()(x), shift2, scale2), deterministic)
@@ -104,6 +105,7 @@ class DiT(nn.Module):
         time = TimestepEmbedder(dit.dim)(timestep_embedding(t * scale, TIMESTEP_FEATURES, jnp.float32))
         if dit.conditioning == "lag" or not self.config.encoder.context_dim:
             return time
+        assert context is not None
         if dit.film == "add":
             return time + nn.Dense(dit.dim)(context)
         return nn.Dense(dit.dim)(jnp.concatenate([time, context], axis=-1))

@@ -267,7 +267,7 @@ class FlaxVFSDDPM:
             for start in range(0, len(index), size)
         ]
         images = jnp.concatenate(batches)[:total]
-        batched = np.ndim(label) == 1 or (support is not None and support.ndim == 5)
+        batched = np.ndim(label) == 1 if label is not None else support is not None and support.ndim == 5
         return images.reshape(guide_count, num_images, *images.shape[1:]) if batched else images
 
     def _guides(self, support: Any, label: Any, how: SamplingConfig) -> jax.Array | None:

@@ -21,7 +21,7 @@ from lightning_vfs.flax.layers import MLPProjection, TimeEmbed
 from lightning_vfs.flax.unet import EMBEDDING_RATIO, UNet, UNetEncoder
 
 Params = dict[str, Any]
-"""Nested dict: network ("encoder", "dit", ...) -> "params" -> its layers' names -> arrays; and "null_context", an array."""
+"""Nested: network ("encoder", "dit", ...) -> "params" -> its layers' names -> arrays. "null_context" is an array."""
 
 ENCODERS: dict[str, type[nn.Module]] = {"set_vit": SetEncoder, "vit": ViTEncoder, "unet": UNetEncoder}
 DENOISERS: dict[str, type[nn.Module]] = {"dit": DiT, "unet": UNet}

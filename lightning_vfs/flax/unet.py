@@ -11,7 +11,7 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.flax.layers import MlpBlock, TimeEmbed
-from lightning_vfs.flax.unet_blocks import BlockOptions, Conv3x3, HalfUNet, UpLevel, group_norm
+from lightning_vfs.flax.unet_blocks import BlockOptions, Conv3x3, Direction, HalfUNet, UpLevel, group_norm
 
 EMBEDDING_RATIO = 4
 """Width of the embedding that modulates the residual blocks, over the width of the first level."""
@@ -41,11 +41,12 @@ class UNet(HalfUNet):
         )
         embedding = self._embedding(t, context)
         *skips, x = self.features(unet, options, rearrange(x_t, "b c h w -> b h w c"), embedding, context)
-        last = len(unet.channel_mult) - 1
         for i, mult in enumerate(reversed(unet.channel_mult)):
-            skips, beside = skips[: -unet.num_res_blocks - 1], skips[: -unet.num_res_blocks - 2 : -1]
-            attends, direction = x.shape[1] in unet.attention_resolutions, "up" if i < last else None
+            attends = x.shape[1] in unet.attention_resolutions
+            direction: Direction | None = "up" if i < len(unet.channel_mult) - 1 else None
             level = UpLevel(unet.channels * mult, attends, direction, options, name=f"up_{i}")
+            # One block more than on the way down; the maps come back in reverse.
+            beside = [skips.pop() for _ in range(unet.num_res_blocks + 1)]
             x = level(x, beside, embedding, context)
         x = nn.silu(group_norm(x.shape[-1], "norm_out")(x))
         return rearrange(Conv3x3(self.config.out_channels, name="conv_out")(x), "b h w c -> b c h w")
@@ -58,6 +59,7 @@ class UNet(HalfUNet):
         time = TimeEmbed(dim, name="time_embed")(timestep_embedding(t * scale, unet.channels, jnp.float32))
         if unet.conditioning == "lag" or not self.config.encoder.context_dim:
             return time
+        assert context is not None
         project = nn.Dense(dim, name="context_proj")
         if unet.film == "add":
             return time + project(context)

@@ -94,7 +94,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """x (b, h, w, c), and a map (b, h, w, skip) beside it for every block -> (b, 2h, 2w, dim), at the end (b, h, w, dim)."""
+    """x (b, h, w, c), and a map (b, h, w, skip) for every block -> (b, 2h, 2w, dim), at the last level h, w."""
 
     dim: int
     attends: bool

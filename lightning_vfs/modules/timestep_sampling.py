@@ -27,7 +27,7 @@ class LossSecondMoment:
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
         # (T, 10), the oldest first. NaN stands for a loss that is still missing, and makes all probabilities NaN.
-        self._losses = torch.full((timesteps, HISTORY), torch.nan)
+        self._losses = torch.full((timesteps, HISTORY), torch.nan, dtype=torch.float32)
 
     def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps, and what their losses are multiplied with for the mean over uniform timesteps to be expected.
@@ -40,11 +40,10 @@ class LossSecondMoment:
             `(uniform * T).long()` and 1.
         """
         self._losses = self._losses.to(uniform.device)
-        # In float64: of 1000 timesteps the rarest has a probability of 1e-6, and float32 adds them up to within 1e-7.
-        rms = (self._losses.double() ** 2).mean(dim=1).sqrt()
+        rms = (self._losses**2).mean(dim=1).sqrt()
         p = (1 - UNIFORM_SHARE) * rms / rms.sum() + UNIFORM_SHARE / self.timesteps
-        t = torch.searchsorted(p.cumsum(dim=0), uniform.double(), right=True).clamp(max=self.timesteps - 1)
-        weight = (1 / (self.timesteps * p[t])).float()
+        t = torch.searchsorted(p.cumsum(dim=0), uniform, right=True).clamp(max=self.timesteps - 1)
+        weight = 1 / (self.timesteps * p[t])
         known = p.isfinite().all()
         return (
             torch.where(known, t, (uniform * self.timesteps).long()),

@@ -7,7 +7,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from lightning_vfs.core.config import DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
+from lightning_vfs.core.config import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 from lightning_vfs.core.errors import SetSizeMismatchError
 from lightning_vfs.data.images import ClassImages
 from lightning_vfs.data.module import SetDataModule
@@ -15,6 +15,7 @@ from lightning_vfs.data.module import SetDataModule
 CONFIG = VFSConfig(
     sets=SetConfig(set_size=4, image_size=8, channels=1),
     encoder=EncoderConfig(dim=8, depth=1, heads=1, dim_head=8, patch_size=4),
+    denoiser=DenoiserConfig(dim=16, depth=1, heads=2),
     diffusion=DiffusionConfig(timesteps=10, prediction="x_0"),
 )
 TINY = "tiny-callbacks"

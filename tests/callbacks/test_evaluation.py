@@ -2,14 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch_fidelity import calculate_metrics
 
 from lightning_vfs.callbacks import FIDCallback
+from lightning_vfs.callbacks.evaluation import to_uint8
+from lightning_vfs.core.config import LatentConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.data.cache import DamagedCacheWarning
 from lightning_vfs.metrics.comparison import compare
@@ -188,6 +193,72 @@ def test_a_smaller_support_can_be_asked_for(evaluated, painter, tmp_path):
     assert EvaluationRecord.read(tmp_path / "fid.json").sampling.shots == 1
     with pytest.raises(EvaluationError, match=r"shots is 4, but this model takes supports of 1 to 3"):
         evaluated(shots=4)
+
+
+@pytest.fixture
+def guidable(config):
+    """A model whose weights are not those of a fresh DiT, which would ignore its context, with a null context."""
+
+    def make(context_dropout=0.1):
+        torch.manual_seed(0)
+        model = VFSDDPM(replace(config, encoder=replace(config.encoder, context_dropout=context_dropout)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+        return model
+
+    return make
+
+
+def test_sampler_and_guidance_reach_the_model_and_the_record(evaluated, guidable, data, tmp_path):
+    split = data().split("test")
+    episodes = split.episodes(20, shots=3, seed=0)
+    support, index = split.pixels(episodes.supports), torch.arange(20)
+    seen = []
+    for asked, recorded in (
+        ({}, ("ddim", 0.0, None, None)),
+        ({"guidance_scale": 3.0}, ("ddim", 0.0, 3.0, None)),
+        ({"guidance_scale": 3.0, "guidance_interval": (4, 10)}, ("ddim", 0.0, 3.0, (4, 10))),
+        ({"sampler": "dpmpp_2m", "guidance_interval": (4, 10)}, ("dpmpp_2m", None, None, None)),
+        ({"eta": 0.5}, ("ddim", 0.5, None, None)),
+    ):
+        evaluated(model=guidable(), num_images=20, steps=4, save_images=tmp_path / str(recorded), **asked)
+        sampling = EvaluationRecord.read(tmp_path / "fid.json").sampling
+        assert (sampling.sampler, sampling.eta, sampling.guidance, sampling.guidance_interval) == recorded
+        saved = sorted((tmp_path / str(recorded) / "test" / "generated").glob("*.png"))
+        expected = to_uint8(guidable().generate(support, index, steps=4, **asked))
+        pixels = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in saved]))[:, None]
+        assert torch.equal(pixels, expected), asked
+        assert not any(torch.equal(pixels, others) for others in seen), asked
+        seen.append(pixels)
+
+
+def test_guidance_needs_a_null_context(trainer, guidable, data, fid):
+    model = guidable(context_dropout=0.0)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(EvaluationError, match=r"guidance_scale is 2.0, .* train with .*context_dropout 0.1"):
+        trainer(fid(guidance_scale=2.0)).fit(model, datamodule=data())
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+@pytest.fixture
+def latent_painter(painter, config):
+    """Paints, and says that it does so in the latents of an autoencoder."""
+    latent = LatentConfig("folder", downsampling=2)
+    model = painter(replace(config, latent=latent, diffusion=replace(config.diffusion, clip_denoised=False)))
+    model.autoencoder = SimpleNamespace(weights_sha256="e" * 64)
+    return model
+
+
+def test_the_autoencoder_of_a_model_of_latents_is_recorded(evaluated, latent_painter, tmp_path):
+    evaluated(model=latent_painter)
+    assert EvaluationRecord.read(tmp_path / "fid.json").model.autoencoder_sha256 == "e" * 64
+
+
+def test_a_model_of_latents_has_no_bound_of_pixels(trainer, latent_painter, data, fid):
+    with pytest.raises(EvaluationError, match="vlb_images is 5, but this model diffuses latents"):
+        trainer(fid(vlb_images=5)).fit(latent_painter, datamodule=data())
+    assert latent_painter.path == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """SampleGridCallback: pictures on disk and in loggers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,21 @@ def test_mode_and_random_numbers_are_left_as_they_were(trainer, painter, data):
     assert torch.equal(after, torch.rand(1))
     assert model.modes == [False, False]
     assert model.training
+
+
+def test_sampler_and_guidance_reach_the_model(trainer, config, data, tmp_path):
+    torch.manual_seed(0)
+    model = VFSDDPM(replace(config, encoder=replace(config.encoder, context_dropout=0.1)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    callback, sets = grids(sampler="dpmpp_2m", steps=4, guidance_scale=3.0), data()
+    trainer(callback).test(model, datamodule=sets, verbose=False)
+    support, _ = callback._rows(sets, model)
+    picture = torch.from_numpy(np.array(Image.open(tmp_path / "samples" / "test.png"))).movedim(-1, 0)
+    how = {"num_images": 2, "steps": 4, "sampler": "dpmpp_2m"}
+    assert torch.equal(picture, sample_grid(support, model.sample(support, guidance_scale=3.0, **how)))
+    assert not torch.equal(picture, sample_grid(support, model.sample(support, **how)))
 
 
 def test_too_few_classes_are_refused(trainer, painter, data):

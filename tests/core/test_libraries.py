@@ -65,6 +65,10 @@ def draw(diffusion: GaussianDiffusion, sampler: Any, eta: float, x: Any, noises:
     return sample(model, x, diffusion, sampler, eta, lambda step: noises[:, step], **options)
 
 
+def float32(x: Any) -> Any:
+    return array_namespace(x).astype(x, array_namespace(x).float32)
+
+
 def stop_gradient(x: Any) -> Any:
     return x.detach() if is_torch_array(x) else jax.lax.stop_gradient(x) if is_jax_array(x) else x
 
@@ -134,7 +138,7 @@ def all_cases(dtype: type) -> list[Case]:
         Case("mean_flat", gaussian.mean_flat, SETS),
         Case("log_softmax", categorical.log_softmax, NOISE),
         Case("gumbel_softmax", lambda x, u: categorical.gumbel_softmax(x, u, 0.7), NOISE, (X_0 + 1) / 2),
-        Case("most_likely", categorical.most_likely, np.argsort(NOISE, axis=-1)),
+        Case("most_likely", lambda i: categorical.most_likely(float32(i)), np.argsort(NOISE, axis=-1)),
         Case("uniform_kl_bits", categorical.uniform_kl_bits, NOISE),
         Case("guided", lambda c, u: guided(c, u, 1.5, 2), X_0, NOISE),
         Case("guided, learned variance", lambda c, u, scales: guided(c, u, scales[0], 2), *learned, np.full(4, 2.5)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_vfs.core import complete, leave_one_out, stack_patches, subsample, unpatchify
+from lightning_vfs.core.sets import keep_first, pool_tokens, set_mean
 
 X = np.random.default_rng(0).normal(size=(2, 4, 3, 8, 8)).astype(np.float32)
 
@@ -46,3 +47,25 @@ def test_patches_stack_channels_outermost_then_set_members(array) -> None:
 def test_unpatchify_undoes_the_patches_of_single_images(array) -> None:
     images = X[:, :1]
     np.testing.assert_array_equal(np.asarray(unpatchify(stack_patches(array(images), 4), 4, 3)), images[:, 0])
+
+
+def test_all_but_the_first_images_become_zero(array) -> None:
+    kept = np.asarray(keep_first(array(X), array(np.array([1, 3]))))
+    np.testing.assert_array_equal(kept[0, :1], X[0, :1])
+    np.testing.assert_array_equal(kept[1, :3], X[1, :3])
+    assert not kept[0, 1:].any()
+    assert not kept[1, 3:].any()
+
+
+def test_the_mean_over_a_set_is_of_its_first_members(array) -> None:
+    np.testing.assert_allclose(np.asarray(set_mean(array(X))), X.mean(axis=1), atol=1e-6)
+    means = np.asarray(set_mean(array(X), array(np.array([1, 3]))))
+    np.testing.assert_allclose(means, np.stack([X[0, 0], X[1, :3].mean(axis=0)]), atol=1e-6)
+
+
+def test_neighbouring_tokens_are_averaged(array) -> None:
+    tokens = X.reshape(2, 12, -1)
+    pooled = np.asarray(pool_tokens(array(tokens), 4))
+    np.testing.assert_allclose(
+        pooled, np.stack([tokens[:, 3 * i : 3 * i + 3].mean(axis=1) for i in range(4)], 1), atol=1e-6
+    )

@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
     model = FlaxVFSDDPM.from_pretrained(folder)
     support, devices = np.load(folder / "support.npy"), jax.devices()
     generate, report = sampling.generate, {"devices": len(devices), "parts": [], "collectives": []}
-    images = {"one": model.sample(support, 6, 4)}
+    images = {"one": model.sample(support, 6, 4, guidance_scale=1.5)}
     compiled = []
 
     def watched(networks, *args, **options):
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
         return out
 
     sampling.generate = watched
-    images["four"] = model.sample(support, 6, 4, batch_size=5, devices=devices)
+    images["four"] = model.sample(support, 6, 4, guidance_scale=1.5, batch_size=5, devices=devices)
     np.savez(folder / "images.npz", **images)
     print(json.dumps(report | {"torch": "torch" in sys.modules}))
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lightning_vfs import CheckpointError
 from lightning_vfs.core import StaleSetSizeWarning
 from lightning_vfs.flax import FlaxVFSDDPM
+from tests.flax.models import UNET
 
 
 @pytest.fixture
@@ -39,6 +40,13 @@ def test_a_folder_gives_the_model_that_was_written(tiny_model, folder: Path) -> 
     model = FlaxVFSDDPM.from_pretrained(str(folder))
     assert model.config == expected.config
     jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
+
+
+def test_so_does_a_folder_of_a_model_that_the_jax_system_does_not_have(tiny_model, tmp_path: Path) -> None:
+    model = tiny_model(encoder={"architecture": "class_label", "num_classes": 3, "context_dropout": 0.1}, denoiser=UNET)
+    model.save_pretrained(tmp_path)
+    twin = FlaxVFSDDPM.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, twin.params, FlaxVFSDDPM.from_torch(model).params)
 
 
 def test_weights_win_over_a_stale_set_size(folder: Path) -> None:

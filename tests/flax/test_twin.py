@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,103 +14,103 @@ import torch
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lightning_vfs import CheckpointError
+from lightning_vfs import VFSDDPM, CheckpointError
 from lightning_vfs.core import ConfigError
+from lightning_vfs.core.config import LatentConfig
 from lightning_vfs.flax import FlaxVFSDDPM
-from lightning_vfs.interop.jax_parameters import to_jax_params
+from lightning_vfs.flax.dit import DiT
+from lightning_vfs.flax.unet import UNet
+from lightning_vfs.interop.jax_parameters import from_jax_params, to_jax_params
+from tests.conftest import tiny_config
 from tests.flax.compilation import quick_jit
-
-# Together they have every choice that the networks branch on, at least once.
-MODELS: dict[str, dict] = {
-    "default": {"encoder": {"depth": 2}, "denoiser": {"depth": 2}},
-    "drop_zero_token_patches_head": {
-        "sets": {"held_out": "drop"},
-        "encoder": {"time_token": "zero", "pool": "patches", "head_hidden_dim": 12},
-        "diffusion": {"variance": "fixed_large", "loss": "mse"},
-    },
-    "not_held_out_sum_projection": {
-        "sets": {"held_out": "none"},
-        "encoder": {"pool": "sum", "projection_dim": 12, "mlp_ratio": 1.5},
-        "diffusion": {"prediction": "x_0"},
-    },
-    "timestep_concat_scaled_padded_v": {
-        "encoder": {"time_token": "timestep", "pool": "mean"},
-        "denoiser": {"film": "concat", "normalize_condition": True, "pad": 2, "mlp_ratio": 2.5},
-        "diffusion": {"prediction": "v", "rescale_timesteps": True},
-    },
-    "per_slot_variational_projection_learned_range": {
-        "encoder": {
-            "tokenizer": "per_slot_mean",
-            "pool": "none",
-            "context": "variational",
-            "kl_weight": 0.3,
-            "projection_dim": 12,
-            "projection_hidden_dim": 20,
-        },
-        "diffusion": {"variance": "learned_range"},
-    },
-    "per_image_grey_bound": {
-        "sets": {"channels": 1},
-        "encoder": {"tokenizer": "per_image_mean", "pool": "patches"},
-        "diffusion": {"variance": "learned_range", "loss": "rescaled_kl"},
-    },
-}
+from tests.flax.models import MODELS, MORE_MODELS, UNET, training_batch
 
 
-def training_batch(config, b: int = 2, n: int = 3) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    image = (config.sets.channels, config.sets.image_size, config.sets.image_size)
-    batch = {
-        "x_set": torch.rand(b, n, *image, generator=generator) * 2 - 1,
-        # At t = 0 the bound is the logarithm of a small difference, whose gradient float32 gives to three digits.
-        "t": torch.tensor([1 if "kl" in config.diffusion.loss else 0, 13]),
-        "noise": torch.randn(b, n, *image, generator=generator),
-    }
-    if config.encoder.context == "variational":
-        batch["latent_noise"] = torch.randn(b * n, config.encoder.dim, generator=generator)
-    return batch
+def twin_of(model: VFSDDPM) -> FlaxVFSDDPM:
+    """The twin of a torch model; the weights come back to the bit."""
+    twin = FlaxVFSDDPM.from_torch(model)
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten_dict(twin.params, sep="/").items()}
+    back, state = from_jax_params(leaves, model.config), model.state_dict()
+    assert back.keys() == state.keys()
+    for name, value in back.items():
+        np.testing.assert_array_equal(value, state[name], err_msg=name)
+        assert value.shape == state[name].shape
+    return twin
+
+
+def loss_in_jax(twin: FlaxVFSDDPM, params: dict, batch: dict) -> tuple[jax.Array, dict]:
+    """The loss, and on the way to it the denoiser's context and output."""
+    seen = {}
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if isinstance(context.module, DiT | UNet) and context.method_name == "__call__":
+            seen.update(context=args[2], output=output)
+        return output
+
+    with nn.intercept_methods(record):
+        loss = twin.loss(params, **batch)
+    return loss, seen
+
+
+def check_loss(model: VFSDDPM, batch: dict[str, torch.Tensor], found: tuple[jax.Array, dict]) -> torch.Tensor:
+    """Compare with the torch model's loss, which is returned, and what is on the way to it."""
+    seen = {}
+    model.denoiser.register_forward_hook(lambda module, args, output: seen.update(context=args[2], output=output))
+    loss = model.loss(**batch)
+    np.testing.assert_allclose(found[0], loss.detach(), atol=2e-5, rtol=2e-6)
+    assert (found[1]["context"] is None) == (seen["context"] is None) == (model.encoder is None)
+    for name, value in seen.items():
+        if value is not None:
+            np.testing.assert_allclose(found[1][name], value.detach(), atol=2e-5, rtol=0, err_msg=name)
+    return loss
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_context_denoiser_loss_and_gradients_are_those_of_torch(tiny_model, name: str) -> None:
     model = tiny_model(3, **MODELS[name])
-    twin, batch = FlaxVFSDDPM.from_torch(model), training_batch(model.config)
-    x_t, t_image = batch["noise"].flatten(0, 1), batch["t"].repeat_interleave(3)
-
-    def outputs(params: dict, batch: dict) -> dict:
-        networks, x_t = twin.networks, batch["noise"].reshape(6, *batch["noise"].shape[2:])
-        context = networks.context(params, batch["x_set"], batch["t"])
-        given = networks.posterior(params, context)[0] if networks.is_variational else context
-        loss, gradients = jax.value_and_grad(twin.loss)(params, **batch)
-        denoised = networks.denoise(params, x_t, jnp.repeat(batch["t"], 3), given)
-        return {"context": context, "denoised": denoised, "loss": loss, "gradients": gradients}
-
-    found = quick_jit(outputs)(twin.params, {name: value.numpy() for name, value in batch.items()})
-
-    context = model.context(batch["x_set"], batch["t"])
-    given = context if model.posterior is None else model.posterior(context)[0]
-    denoised, loss = model.denoiser(x_t, t_image, given), model.loss(**batch)
-    loss.backward()
-    np.testing.assert_allclose(found["context"], context.detach(), atol=2e-5, rtol=0)
-    np.testing.assert_allclose(found["denoised"], denoised.detach(), atol=2e-5, rtol=0)
-    np.testing.assert_allclose(found["loss"], loss.detach(), atol=2e-5, rtol=2e-6)
+    twin, batch = twin_of(model), training_batch(model.config)
+    step = quick_jit(jax.value_and_grad(functools.partial(loss_in_jax, twin), has_aux=True))
+    found, gradients = step(twin.params, {name: value.numpy() for name, value in batch.items()})
+    check_loss(model, batch, found).backward()
     of_torch = dict(model.named_parameters())
-    gradients = {
+    expected = {
         name: (of_torch[name].grad if name in of_torch else torch.zeros_like(value)).numpy()
         for name, value in model.state_dict().items()
     }
-    expected, leaves = to_jax_params(gradients, model.config), flatten_dict(found["gradients"], sep="/")
+    expected, leaves = to_jax_params(expected, model.config), flatten_dict(gradients, sep="/")
     assert leaves.keys() == expected.keys()
     scale = max(np.abs(leaf).max() for leaf in expected.values())
     for path, leaf in expected.items():
         np.testing.assert_allclose(leaves[path], leaf, atol=2e-5 * max(scale, 1), rtol=2e-4, err_msg=path)
 
 
-def test_dropout_is_where_torch_has_it(tiny_model) -> None:
-    encoder = {"dropout": 0.25, "head_hidden_dim": 12, "projection_dim": 12}
-    twin = FlaxVFSDDPM.from_torch(tiny_model(3, encoder=encoder, denoiser={"dropout": 0.5}))
+@pytest.mark.parametrize("name", MORE_MODELS)
+def test_context_denoiser_and_loss_are_those_of_torch(tiny_model, name: str) -> None:
+    model = tiny_model(3, **MORE_MODELS[name])
+    twin, batch = twin_of(model), training_batch(model.config)
+    given = {name: value.numpy() for name, value in batch.items()}
+    check_loss(model, batch, quick_jit(functools.partial(loss_in_jax, twin))(twin.params, given))
+
+
+def test_the_parts_can_be_used_alone(tiny_model) -> None:
+    model = tiny_model(3, encoder={"architecture": "class_label", "num_classes": 3})
+    twin, x_set, x_t = FlaxVFSDDPM.from_torch(model), torch.zeros(2, 3, 3, 8, 8), torch.ones(6, 3, 8, 8)
+    label, t = torch.tensor([2, 0]), torch.arange(6)
+    expected = model.context(x_set, label=label)
+    context = twin.context(x_set.numpy(), label=label.numpy())
+    np.testing.assert_array_equal(context, expected.detach())
+    output = twin.denoiser(x_t.numpy(), t.numpy(), context)
+    np.testing.assert_allclose(output, model.denoiser(x_t, t, expected).detach(), atol=2e-5, rtol=0)
+    discrete = tiny_model(3, encoder={"context": "variational_discrete"})
+    logits = FlaxVFSDDPM.from_torch(discrete).posterior(np.ones((2, 16), np.float32))
+    np.testing.assert_allclose(logits, discrete.posterior(torch.ones(2, 16)).detach(), atol=2e-5, rtol=0)
+
+
+def drops(model: VFSDDPM) -> list[tuple]:
+    """Path, probability, and shape without the first axis of all that drops out in training."""
+    twin, seen = FlaxVFSDDPM.from_torch(model), []
     batch = {name: value.numpy() for name, value in training_batch(twin.config).items()}
-    seen = []
 
     def record(call, args, kwargs, context):
         if isinstance(drop := context.module, nn.Dropout):
@@ -117,8 +120,13 @@ def test_dropout_is_where_torch_has_it(tiny_model) -> None:
 
     with nn.intercept_methods(record):
         jax.eval_shape(lambda params: twin.loss(params, **batch, dropout_rng=jax.random.key(0)), twin.params)
+    return sorted(seen)
+
+
+def test_dropout_is_where_torch_has_it(tiny_model) -> None:
+    encoder = {"dropout": 0.25, "head_hidden_dim": 12, "projection_dim": 12}
     layer = ("transformer", "layer_0")
-    assert sorted(seen) == sorted(
+    assert drops(tiny_model(3, encoder=encoder, denoiser={"dropout": 0.5})) == sorted(
         [
             ((), 0.25, (17, 16)),  # embeddings
             ((*layer, "LSA_0"), 0.25, (2, 17, 17)),  # attention probabilities
@@ -133,6 +141,32 @@ def test_dropout_is_where_torch_has_it(tiny_model) -> None:
             (("DiTBlock_0", "MlpBlock_0"), 0.5, (4, 64)),
         ]
     )
+
+
+def test_dropout_of_cross_attention_and_of_the_vit_is_where_torch_has_it(tiny_model) -> None:
+    encoder = {"architecture": "vit", "pool": "agg", "dropout": 0.25}
+    layer = ("transformer", "layer_0")
+    assert drops(tiny_model(3, encoder=encoder, denoiser={"dropout": 0.5, "conditioning": "lag"})) == sorted(
+        [
+            ((), 0.25, (17, 16)),  # embeddings
+            ((*layer, "EncoderAttention_0"), 0.25, (2, 17, 17)),  # attention probabilities
+            ((*layer, "EncoderAttention_0"), 0.25, (17, 16)),
+            ((*layer, "FeedForward_0"), 0.25, (17, 64)),
+            ((*layer, "FeedForward_0"), 0.25, (17, 16)),
+            (("DiTBlock_0",), 0.5, (4, 16)),
+            (("DiTBlock_0",), 0.5, (4, 16)),  # cross-attention
+            (("DiTBlock_0", "MlpBlock_0"), 0.5, (4, 64)),
+        ]
+    )
+
+
+def test_dropout_of_a_unet_is_in_its_residual_blocks_and_its_head(tiny_model) -> None:
+    encoder = {**UNET, "pool": "mean", "dropout": 0.25, "head_hidden_dim": 12}
+    seen = drops(tiny_model(3, encoder=encoder, denoiser={**UNET, "dropout": 0.5}))
+    down = [("down_0", "blocks_0", "res"), ("down_1", "blocks_0", "res"), ("middle_0", "res"), ("middle_1", "res")]
+    up = [(f"up_{level}", f"blocks_{block}", "res") for level in range(2) for block in range(2)]
+    assert [path for path, rate, _ in seen if rate == 0.5] == down + up
+    assert [path for path, rate, _ in seen if rate == 0.25] == sorted([*down, ("down_0", "resample"), ("head_mlp",)])
 
 
 def test_nothing_is_dropped_without_a_key_and_something_else_with_another(tiny_model) -> None:
@@ -203,3 +237,10 @@ def test_what_a_model_lacks_is_said(tiny_model) -> None:
     batch = {name: value.numpy() for name, value in training_batch(twin.config).items()}
     with pytest.raises(ValueError, match="latent_noise"):
         jax.eval_shape(lambda params: variational.loss(params, **batch), variational.params)
+
+
+def test_a_model_of_latents_is_refused_with_the_way_out(tiny_model) -> None:
+    latent = LatentConfig(autoencoder="models/kl", downsampling=2)
+    config = replace(tiny_config(diffusion={"clip_denoised": False}), latent=latent)
+    with pytest.raises(ConfigError, match=r"latents of an autoencoder \(models/kl\).*sample it in torch"):
+        FlaxVFSDDPM.from_torch(VFSDDPM(config))

@@ -146,6 +146,10 @@ def test_it_compiles_without_graph_breaks(case: Case, autoencoder: Path) -> None
             {"encoder": {"pool": "patches"}, "denoiser": {"conditioning": "lag", "cross_attention_layers": [1]}},
             "numbers 0 to 0",
         ),
+        (
+            {"encoder": {"pool": "patches"}, "denoiser": {"conditioning": "lag", "context_tokens": 1}},
+            "of 16 tokens that the encoder makes 1 is left",
+        ),
         ({"denoiser": {"architecture": "unet", "pad": 2}}, "pad is 2, but it is an option of a 'dit' alone"),
         ({"denoiser": {"architecture": "unet", "channels": 9}}, "must be a multiple of it"),
         ({"denoiser": {"architecture": "unet", "channel_mult": (1,) * 5}}, "5 levels, but images are 8 x 8"),

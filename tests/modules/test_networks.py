@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_vfs.core import stack_patches
-from lightning_vfs.modules import LSA, SPT, DiT, SetEncoder
+from lightning_vfs.core import VFSConfig, stack_patches
+from lightning_vfs.modules import LSA, SPT, DiT, SetEncoder, ViTEncoder
 from tests.conftest import tiny_config
 
 
@@ -122,3 +122,121 @@ def test_a_fresh_dit_is_zero_and_a_changed_one_sees_all_it_is_given() -> None:
 def test_a_learned_variance_doubles_the_output() -> None:
     dit = DiT(tiny_config(diffusion={"variance": "learned_range"}))
     assert dit(torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16)).shape == (2, 6, 8, 8)
+
+
+VIT_TOKEN_POOLS = ["mean_patch", "sum_patch", "agg", "none"]
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "pool"),
+    [
+        *(("film", pool) for pool in ["cls", "mean", "sum", *VIT_TOKEN_POOLS]),
+        *(("lag", pool) for pool in VIT_TOKEN_POOLS),
+    ],
+)
+def test_pooling_of_a_vit_over_the_patches_of_all_images(conditioning: str, pool: str) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(
+        4, encoder={"architecture": "vit", "pool": pool, "depth": 2}, denoiser={"conditioning": conditioning}
+    )
+    vit = ViTEncoder(config).eval()
+    x_set = torch.randn(2, 4, 3, 8, 8)
+    patches = torch.stack([vit.to_patch_embedding(x_set[:, i : i + 1]) for i in range(4)], dim=1)
+    tokens = patches.mean(dim=1) if pool == "agg" else patches.flatten(1, 2)
+    positions = vit.pos_embedding[:, 1:].repeat(1, tokens.shape[1] // 16, 1)
+    x = torch.cat([(vit.cls_token + vit.pos_embedding[:, :1]).expand(2, -1, -1), tokens + positions], dim=1)
+    for layer in vit.layers:
+        x = layer(x)
+    if pool in ("mean_patch", "sum_patch"):
+        over_the_set = x[:, 1:].reshape(2, 4, 16, 16)
+        x = over_the_set.mean(dim=1) if pool == "mean_patch" else over_the_set.sum(dim=1)
+        for layer in vit.layers:
+            x = layer(x)
+    pooled = {"cls": lambda: x[:, 0], "mean": lambda: x.mean(1), "sum": lambda: x.sum(1)}.get(pool, lambda: x)()
+    expected = vit.head(vit.head_norm(pooled))
+    if conditioning == "film" and expected.ndim == 3:
+        expected = expected.mean(dim=1)
+    context = vit(x_set)
+    torch.testing.assert_close(context, expected)
+    assert context.shape[1:] == config.encoded_shape
+
+
+def test_a_vit_attends_plainly_and_to_itself() -> None:
+    torch.manual_seed(0)
+    attention = ViTEncoder(tiny_config(encoder={"architecture": "vit", "pool": "mean"})).layers[0].attn
+    x = torch.randn(3, 5, 16)
+    q, k, v = (part.reshape(3, 5, 2, 8).transpose(1, 2) for part in attention.to_qkv(x).chunk(3, dim=-1))
+    weights = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(dim=-1)
+    torch.testing.assert_close(attention(x), attention.to_out((weights @ v).transpose(1, 2).reshape(3, 5, 16)))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean_patch", "agg"])
+def test_a_vit_does_not_mind_the_order_of_images(pool: str) -> None:
+    vit = ViTEncoder(tiny_config(encoder={"architecture": "vit", "pool": pool})).eval()
+    x_set = torch.randn(2, 6, 3, 8, 8)
+    torch.testing.assert_close(vit(x_set.flip(1)), vit(x_set), rtol=1e-4, atol=1e-5)
+
+
+def lag_config(**denoiser) -> VFSConfig:
+    return tiny_config(
+        encoder={"pool": "patches", "dim": 24, "heads": 3},
+        denoiser={"conditioning": "lag", "depth": 3, "heads": 2, **denoiser},
+    )
+
+
+def test_lag_attends_to_the_tokens_between_attention_and_feed_forward() -> None:
+    torch.manual_seed(0)
+    block = DiT(lag_config()).blocks[0]
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, condition, context = torch.randn(2, 4, 16), torch.randn(2, 16), torch.randn(2, 9, 24)
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)
+    h = x + gate1 * block.attn(F.layer_norm(x, (16,), eps=1e-6) * (1 + scale1) + shift1)
+    cross = block.cross_attn
+    q = cross.q(F.layer_norm(h, (16,), cross.norm.weight, cross.norm.bias, 1e-6))
+    seen = F.layer_norm(context, (24,), cross.context_norm.weight, cross.context_norm.bias, 1e-6)
+    k, v = cross.kv(seen).chunk(2, dim=-1)
+    q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in (q, k, v))
+    attended = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(dim=-1) @ v
+    h = h + cross.out(attended.transpose(1, 2).flatten(2))
+    h = h + gate2 * block.mlp(F.layer_norm(h, (16,), eps=1e-6) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(x, condition, context), h)
+
+
+def test_lag_sees_timestep_tokens_and_image_and_starts_as_without_a_context() -> None:
+    torch.manual_seed(0)
+    dit = DiT(lag_config())
+    x_t, t, context = torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16, 24)
+    assert not hasattr(dit, "context_proj")
+    for name, parameter in dit.named_parameters():
+        if ".cross_attn.out." not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    torch.testing.assert_close(dit(x_t, t, context), dit(x_t, t, torch.randn(2, 16, 24)))
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    output = dit(x_t, t, context)
+    others = torch.cat([torch.randn(2, 1, 24), context[:, 1:]], dim=1)
+    for changed in (dit(x_t + 1, t, context), dit(x_t, t + 1, context), dit(x_t, t, others)):
+        assert (changed - output).abs().max() > 1e-3
+
+
+def test_the_layers_that_attend_are_chosen() -> None:
+    dit = DiT(lag_config(cross_attention_layers=(0, 2)))
+    assert [block.cross_attn is not None for block in dit.blocks] == [True, False, True]
+    assert all(block.cross_attn is not None for block in DiT(lag_config()).blocks)
+
+
+def test_an_unconditional_dit_is_given_no_context() -> None:
+    torch.manual_seed(0)
+    dit = DiT(tiny_config(encoder={"architecture": "none"}, denoiser={"film": "concat"}))
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x_t = torch.randn(2, 3, 8, 8)
+    early, late = dit(x_t, torch.tensor([0, 0]), None), dit(x_t, torch.tensor([9, 9]), None)
+    assert (early - late).abs().max() > 1e-3
+    assert not hasattr(dit, "context_proj")
+
+
+def test_a_conditional_dit_is_not_left_without_its_context() -> None:
+    with pytest.raises(AssertionError, match="conditioned on a context"):
+        DiT(tiny_config())(torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), None)

@@ -315,12 +315,12 @@ def test_a_fresh_unet_is_zero_and_a_stirred_one_sees_all_it_is_given(name: str) 
         assert unet.context_proj is None
 
 
-def test_residual_branches_of_a_fresh_unet_end_in_zeros_and_nothing_else_does() -> None:
-    unet = UNet(tiny_config(**CONDITIONINGS["lag"]))
+def test_residual_branches_of_fresh_networks_end_in_zeros_and_nothing_else_does() -> None:
     ends = ("conv2.weight", "attn.out.weight", "conv_out.weight")
-    for name, parameter in unet.named_parameters():
-        if parameter.ndim > 1:
-            assert (parameter.abs().max() == 0) == name.endswith(ends), name
+    for module in (UNet(tiny_config(**CONDITIONINGS["lag"])), UNetEncoder(tiny_config(**ENCODERS["tokens"]))):
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                assert (parameter.abs().max() == 0) == name.endswith(ends), name
 
 
 @pytest.mark.parametrize("name", CONDITIONINGS)
@@ -344,15 +344,21 @@ def test_timesteps_are_rescaled_to_1000_where_asked_for() -> None:
     torch.testing.assert_close(rescaled(x_t, t, context), plain(x_t, 50 * t, context))
 
 
-def test_channels_are_those_of_what_is_diffused_and_a_learned_variance_doubles_them() -> None:
+def test_a_learned_variance_doubles_the_channels() -> None:
     learned = tiny_config(denoiser=SMALL, diffusion={"variance": "learned_range", "clip_denoised": False})
     assert UNet(learned)(*given(learned)).shape == (2, 6, 8, 8)
+
+
+def test_in_latents_channels_and_resolutions_are_theirs() -> None:
+    attends = {**SMALL, "attention_resolutions": [8]}
+    pixels = tiny_config(denoiser=attends, encoder={**attends, "pool": "mean"}, diffusion={"clip_denoised": False})
     latents = LatentConfig(autoencoder="folder", channels=4, downsampling=2, encoder_input="latents")
-    sets = replace(learned.sets, image_size=16)
-    encoder = replace(learned.encoder, architecture="unet", pool="mean", channels=8, channel_mult=(1,))
-    config = replace(learned, sets=sets, encoder=encoder, latent=latents)
-    assert UNet(config)(*given(config)).shape == (2, 8, 8, 8)
-    assert UNetEncoder(config)(torch.randn(2, 5, 4, 8, 8)).shape == (2, 16)
+    config = replace(pixels, sets=replace(pixels.sets, image_size=16), latent=latents)
+    unet, encoder = UNet(config), UNetEncoder(config)
+    assert unet(*given(config)).shape == (2, 4, 8, 8)
+    assert encoder(torch.randn(2, 5, 4, 8, 8)).shape == (2, 16)
+    for module in (unet, encoder):
+        assert module.attends == [True, False]
 
 
 def test_dropout_is_for_training() -> None:
@@ -385,8 +391,10 @@ def test_the_encoder_is_half_a_unet_a_mean_over_the_set_and_a_head(name: str) ->
         out = reference.linear("head_mlp.fc2", hidden)
     if name == "positions":
         out = out.mean(dim=1)
+    hidden_dim = config.encoder.projection_hidden_dim or config.encoder.projection_dim
     for layer in ("fc1", "fc2", "fc3") if config.encoder.projection_dim else ():
         out = reference.linear(f"projection.{layer}", out)
+        assert out.shape[-1] == (config.encoder.projection_dim if layer == "fc3" else hidden_dim)
         out = out if layer == "fc3" else F.gelu(out, approximate="tanh")
     context = encoder(x_set, t)
     assert context.shape == (2, *config.context_shape)

@@ -1,0 +1,148 @@
+"""lightning-vfs sample: of a support, of a training class, and of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_vfs import VFSDDPM
+from lightning_vfs.callbacks.evaluation import to_uint8
+from lightning_vfs.cli import main
+from lightning_vfs.core import StaleSetSizeWarning
+from lightning_vfs.data import load_support
+
+
+def test_sample_writes_images_and_a_grid(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
+    support = tmp_path / "support"
+    support.mkdir()
+    for i in range(3):
+        Image.open(image_folder / "class00" / f"{i}.png").save(support / f"{i}.png")
+    flags = [f"--support={support}", "--num_images=5", "--steps=4"]
+    assert main(["sample", f"--ckpt_path={trained()}", *flags, f"--out={tmp_path / 'a'}"]) == 0
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{i:04d}.png" for i in range(5)] + ["grid.png"]
+    with Image.open(tmp_path / "a" / "0000.png") as image:
+        assert image.size == (8, 8) and image.mode == "RGB"
+
+    assert main(["convert", f"--ckpt_path={trained()}", f"--out={tmp_path / 'model'}"]) == 0
+    assert main(["sample", f"--pretrained={tmp_path / 'model'}", *flags, f"--out={tmp_path / 'b'}"]) == 0
+    for name in (p.name for p in (tmp_path / "a").iterdir()):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_sampling_from_a_stale_checkpoint_warns_once(trained, image_folder: Path, tmp_path: Path) -> None:
+    """The table's last row: no data attached, the weights win over the configuration."""
+    contents = torch.load(trained(), weights_only=True)
+    contents["hyper_parameters"]["config"]["sets"]["set_size"] = 4
+    torch.save(contents, tmp_path / "stale.ckpt")
+    (tmp_path / "support").mkdir()
+    for i in range(5):
+        Image.open(image_folder / "class00" / f"{i}.png").save(tmp_path / "support" / f"{i}.png")
+    flags = [f"--support={tmp_path / 'support'}", "--num_images=1", "--steps=2", f"--out={tmp_path / 'out'}"]
+    with pytest.warns(StaleSetSizeWarning, match=r"says sets of 4.*sets of 6") as caught:
+        assert main(["sample", f"--ckpt_path={tmp_path / 'stale.ckpt'}", *flags]) == 0
+    assert len([w for w in caught if w.category is StaleSetSizeWarning]) == 1
+
+
+def test_sample_says_what_is_wrong(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
+    out = f"--out={tmp_path / 'out'}"
+    many = ["sample", f"--ckpt_path={trained()}", f"--support={image_folder / 'class00'}", "--steps=4", out]
+    assert main(many) == 1
+    assert "The support has 8 images; this model takes 1 to 5" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["sample", f"--ckpt_path={trained()}", f"--support={tmp_path / 'nothing'}", out]) == 1
+    assert "DataError" in capsys.readouterr().err
+    assert main(["sample", f"--support={image_folder}", out]) == 1
+    assert "either --ckpt_path FILE or --pretrained FOLDER" in capsys.readouterr().err
+
+
+# -- samplers, guidance, and the baselines without a support ----------------------------------------------------------
+
+FEW_SHOT = {"context_dropout": 0.1}
+LABELS = {"architecture": "class_label", "num_classes": 3}
+NOTHING = {"architecture": "none"}
+
+
+@pytest.fixture
+def support(image_folder: Path, tmp_path: Path) -> Path:
+    """A folder of three images of one class."""
+    (tmp_path / "support").mkdir()
+    for i in range(3):
+        Image.open(image_folder / "class00" / f"{i}.png").save(tmp_path / "support" / f"{i}.png")
+    return tmp_path / "support"
+
+
+@pytest.fixture
+def sampled(tiny_model: Callable[..., VFSDDPM], tmp_path: Path, capsys):
+    """Samples by the command from a tiny model of this encoder: its images, uint8 (m, c, h, w), or what it said."""
+
+    def run(encoder: dict, *flags: str) -> Tensor | str:
+        folder, out = tmp_path / "model", tmp_path / "out"
+        tiny_model(encoder=encoder).save_pretrained(folder)
+        if main(["sample", f"--pretrained={folder}", "--num_images=3", f"--out={out}", "--steps=4", *flags]):
+            return capsys.readouterr().err
+        pictures = [np.asarray(Image.open(out / f"{i:04d}.png")) for i in range(3)]
+        assert (out / "grid.png").is_file()
+        return torch.from_numpy(np.stack(pictures)).movedim(-1, 1)
+
+    return run
+
+
+def test_every_option_of_the_sampler_reaches_the_model(tiny_model, sampled, support: Path) -> None:
+    images, model = load_support(support, 8, 3), tiny_model(encoder=FEW_SHOT)
+    plain = sampled(FEW_SHOT, f"--support={support}")
+    for options in (
+        {"sampler": "dpmpp_2m"},
+        {"sampler": "ddim", "eta": 0.5},
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 4.0, "guidance_interval": (5, 15)},
+    ):
+        flags = [f"--{name}={list(value) if isinstance(value, tuple) else value}" for name, value in options.items()]
+        found = sampled(FEW_SHOT, f"--support={support}", *flags)
+        assert torch.equal(found, to_uint8(model.sample(images, num_images=3, steps=4, **options))), options
+        assert not torch.equal(found, plain), options
+
+
+def test_a_class_conditional_model_takes_a_label(tiny_model, sampled, tmp_path: Path) -> None:
+    found = [sampled(LABELS, f"--label={label}") for label in (0, 2)]
+    for label, images in zip((0, 2), found, strict=True):
+        assert torch.equal(images, to_uint8(tiny_model(encoder=LABELS).sample(label=label, num_images=3, steps=4)))
+    assert not torch.equal(*found)
+    with Image.open(tmp_path / "out" / "grid.png") as picture:
+        assert picture.width == 8 * 52 + 4, "generated images alone"
+
+
+def test_jax_takes_the_same_options(sampled) -> None:
+    pytest.importorskip("jax", reason="install the extra `jax`")
+    flags = ["--label=1", "--guidance_scale=3", "--guidance_interval=[0, 15]", "--sampler=dpmpp_2m"]
+    torch_, jax_ = (sampled(LABELS | FEW_SHOT, *flags, f"--framework={name}") for name in ("torch", "jax"))
+    assert (torch_.int() - jax_.int()).abs().max() <= 1
+
+
+def test_an_unconditional_model_takes_nothing(tiny_model, sampled) -> None:
+    assert torch.equal(sampled(NOTHING), to_uint8(tiny_model(encoder=NOTHING).sample(num_images=3, steps=4)))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "flags", "says"),
+    [
+        (FEW_SHOT, [], "a support (encoder.architecture is 'set_vit'): give --support, a folder with 1 to 5 images"),
+        (FEW_SHOT, ["support", "--label=1"], "--label is 1, but this model is conditioned on no label"),
+        (LABELS, [], "a label (encoder.architecture is 'class_label'): give --label, the number of a training class"),
+        (LABELS, ["support", "--label=1"], "but this model is conditioned on no support"),
+        (LABELS, ["--label=3"], "--label is 3. There is no class 3: this model knows its 3 training classes, 0 to 2"),
+        (NOTHING, ["support"], "is conditioned on no support (encoder.architecture is 'none'): leave it out"),
+        (NOTHING, ["--label=0"], "--label is 0, but this model is conditioned on no label"),
+        ({}, ["support", "--guidance_scale=2"], "guidance_scale is 2.0, but this model knows no null context"),
+        (FEW_SHOT, ["support", "--sampler=ddpm", "--eta=1"], "eta is 1.0, but it is DDIM's"),
+    ],
+)  # fmt: skip
+def test_what_the_model_cannot_do_is_said(sampled, support: Path, encoder: dict, flags: list[str], says: str) -> None:
+    said = sampled(encoder, *(f"--support={support}" if flag == "support" else flag for flag in flags))
+    assert isinstance(said, str) and said.startswith("ConfigError: ") and says in said
+    assert "Traceback" not in said and not (support.parent / "out").exists()
