@@ -100,7 +100,7 @@ def test_the_parts_can_be_used_alone(tiny_model) -> None:
     expected = model.context(x_set, label=label)
     context = twin.context(x_set.numpy(), label=label.numpy())
     np.testing.assert_array_equal(context, expected.detach())
-    output = twin.denoiser(x_t.numpy(), t.numpy(), context)
+    output = quick_jit(twin.denoiser)(x_t.numpy(), t.numpy(), context)
     np.testing.assert_allclose(output, model.denoiser(x_t, t, expected).detach(), atol=2e-5, rtol=0)
     discrete = tiny_model(3, encoder={"context": "variational_discrete"})
     logits = FlaxVFSDDPM.from_torch(discrete).posterior(np.ones((2, 16), np.float32))
