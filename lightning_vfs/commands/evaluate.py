@@ -12,10 +12,10 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lightning_vfs.callbacks import FIDCallback
 from lightning_vfs.callbacks.evaluation_record import FILE_NAME
+from lightning_vfs.commands.models import check_one_model, load_model
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.data import SetDataModule
-from lightning_vfs.modules import VFSDDPM
 
 DESCRIPTION = """Evaluate a checkpoint on classes trained on and on classes never trained on, as FIDCallback does.
 
@@ -28,6 +28,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options, such as a protocol")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
     parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
+    parser.add_argument("--autoencoder", type=str | None, default=None, help="its folder, for a model of latents")
     parser.add_subclass_arguments(SetDataModule, "data", required=False, help="data set; by default the run's own")
     parser.add_class_arguments(FIDCallback, "fid", skip={"every_n_epochs", "every_n_steps"})
     for name, default in (("accelerator", "auto"), ("strategy", "auto"), ("precision", "32-true")):
@@ -44,12 +45,9 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
         SetSizeMismatchError: the data has sets of another size than the weights.
         EvaluationError: too few images or classes, or no weights for the extractor.
     """
-    if options.ckpt_path:
-        model = VFSDDPM.load_from_checkpoint(options.ckpt_path)
-    else:
-        model = VFSDDPM.from_pretrained(options.pretrained)
-        if callback.record is None and Path(options.pretrained).is_dir():
-            callback.record = Path(options.pretrained) / FILE_NAME
+    model = load_model(options.ckpt_path, options.pretrained, options.autoencoder)
+    if options.pretrained and callback.record is None and Path(options.pretrained).is_dir():
+        callback.record = Path(options.pretrained) / FILE_NAME
     trainer = pl.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -88,8 +86,7 @@ def run(args: list[str]) -> None:
     """
     parser = _parser()
     options = parser.parse_args(args)
-    if (options.ckpt_path is None) == (options.pretrained is None):
-        raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say what is evaluated.")
+    check_one_model(options.ckpt_path, options.pretrained)
     if options.get("data") is None:
         options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path))}", *args])
     made = parser.instantiate(options)

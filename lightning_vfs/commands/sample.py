@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.callbacks.grids import sample_grid, save_png
+from lightning_vfs.commands.models import load_model
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
@@ -27,6 +28,7 @@ def sample(
     label: int | None = None,
     ckpt_path: str | None = None,
     pretrained: str | None = None,
+    autoencoder: str | None = None,
     num_images: int = 24,
     steps: int = 50,
     sampler: SamplerName = "ddim",
@@ -48,6 +50,7 @@ def sample(
         label: number of a training class, in place of the support, for a class-conditional model.
         ckpt_path: a Lightning checkpoint; or give `pretrained`.
         pretrained: a folder with model.safetensors and config.json, or a hub id.
+        autoencoder: folder of the autoencoder of a model of latents, where it is not the one of its training.
         num_images: images to generate.
         steps: diffusion steps to take.
         sampler: ddim, ddpm or dpmpp_2m.
@@ -60,14 +63,12 @@ def sample(
         device: auto, cpu, cuda, cuda:1, ...; of torch alone, JAX takes all devices that it finds.
         framework: torch or jax; the images are the same, to rounding.
     """
-    if (ckpt_path is None) == (pretrained is None):
-        raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say which model generates.")
     if num_images < 1:
         raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
     if framework == "jax" and device != "auto":
         raise ConfigError(f"--device {device} is torch's; JAX takes all devices that it finds (JAX_PLATFORMS chooses).")
     sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-    model = VFSDDPM.load_from_checkpoint(ckpt_path) if ckpt_path else VFSDDPM.from_pretrained(str(pretrained))
+    model = load_model(ckpt_path, pretrained, autoencoder)
     sets = model.config.sets
     _check_condition(model.config, support, label)
     images = None if support is None else load_support(support, sets.image_size, sets.channels)

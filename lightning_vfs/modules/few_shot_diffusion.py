@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -74,6 +75,18 @@ class FewShotDiffusion(nn.Module):
         if self._autoencoder is None and self.config.latent.autoencoder:
             self._autoencoder = Autoencoder(self.config.latent, self.config.sets.channels)
         return self._autoencoder
+
+    def use_autoencoder(self, folder: str) -> None:
+        """Take the autoencoder of another folder than the configuration says, as on another machine.
+
+        Raises:
+            ConfigError: a model of pixels, which has none.
+        """
+        latent = self.config.latent
+        if not latent.autoencoder:
+            raise ConfigError(f"This model diffuses pixels: it has no use for the autoencoder {folder}.")
+        self.config = replace(self.config, latent=replace(latent, autoencoder=folder))
+        self._autoencoder = None
 
     # -- contexts --------------------------------------------------------------------------------------------------
 

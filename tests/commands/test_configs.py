@@ -10,7 +10,7 @@ import yaml
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.cli import main
 from lightning_vfs.commands.lightning import LINKED
-from tests.modules.test_latent import SCALE, save_autoencoder
+from tests.modules.autoencoder import SCALE, save_autoencoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = {str(path.relative_to(CONFIGS)): yaml.safe_load(path.read_text()) for path in CONFIGS.rglob("*.yaml")}
@@ -21,6 +21,7 @@ TINY: dict[str, list[str]] = {
     "baselines/class_conditional.yaml": [*TINY_DENOISER, "--model.config.encoder.dim=8"],
     "unet.yaml": [
         "--data.image_size=16", "--model.config.encoder.depth=1", "--model.config.encoder.dim=16",
+        "--model.config.encoder.heads=2", "--model.config.encoder.dim_head=8",
         "--model.config.denoiser.channels=8", "--model.config.denoiser.channel_mult=[1,2]",
         "--model.config.denoiser.num_res_blocks=1",
     ],

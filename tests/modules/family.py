@@ -169,15 +169,3 @@ def _complete(row: dict[str, str], left: set[Pair], rng: random.Random) -> dict[
 
 def _pairs(row: dict[str, str]) -> set[Pair]:
     return {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
-
-
-def write_autoencoder(folder: Path) -> Path:
-    """A tiny AutoencoderKL with random weights: 8 x 8 images, 4 x 4 latents."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, layers_per_block=1, scaling_factor=0.5,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder

@@ -16,34 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.core import CheckpointError, ConfigError
 from lightning_vfs.core.config import LatentConfig
 from lightning_vfs.modules import latent
 from lightning_vfs.modules.latent import CONFIG, WEIGHTS, Autoencoder
+from tests.conftest import tiny_config
+from tests.modules.autoencoder import SCALE, save_autoencoder
 
-SCALE, SHIFT = 0.5, 0.25
-
-
-def save_autoencoder(folder: Path, **changes: Any) -> Any:
-    """Write a tiny random AutoencoderKL that halves the images' sides, and return it."""
-    diffusers = pytest.importorskip("diffusers", reason="install the extra `test`")
-    torch.manual_seed(0)
-    levels = len(changes.get("block_out_channels", (8, 16)))
-    vae = diffusers.AutoencoderKL(
-        **{
-            "latent_channels": 4,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("DownEncoderBlock2D",) * levels,
-            "up_block_types": ("UpDecoderBlock2D",) * levels,
-            "norm_num_groups": 4,
-            "scaling_factor": SCALE,
-            **changes,
-        }
-    )
-    with torch.no_grad():
-        vae.decoder.conv_out.weight.mul_(3)  # some of what it decodes is outside [-1, 1]
-    vae.save_pretrained(folder)
-    return vae.eval()
+SHIFT = 0.25
 
 
 @pytest.fixture
@@ -265,3 +246,22 @@ def test_weights_of_another_depth_are_named(folder: Path, layers: int, problem: 
 def test_importing_the_package_does_not_import_diffusers() -> None:
     code = "import sys, lightning_vfs.modules.latent, lightning_vfs.cli; from lightning_vfs import VFSDDPM"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'diffusers' not in sys.modules"], check=True)
+
+
+def test_another_machine_says_where_its_autoencoder_is(folder: Path, tmp_path: Path) -> None:
+    def model_at(path: Path) -> VFSDDPM:
+        torch.manual_seed(0)
+        values = tiny_config(diffusion={"clip_denoised": False}).to_dict()
+        latents = {"autoencoder": str(path), "downsampling": 2, "scale": SCALE}
+        return VFSDDPM(VFSConfig.from_dict({**values, "latent": latents})).eval()
+
+    support = torch.zeros(5, 3, 8, 8)
+    there, moved = model_at(folder), model_at(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="elsewhere"):
+        moved.sample(support, num_images=1, steps=2)
+    moved.use_autoencoder(str(folder))
+    torch.testing.assert_close(
+        moved.sample(support, num_images=1, steps=2), there.sample(support, num_images=1, steps=2), atol=1e-5, rtol=0
+    )
+    with pytest.raises(ConfigError, match="diffuses pixels: it has no use for the autoencoder"):
+        VFSDDPM(tiny_config()).use_autoencoder(str(folder))

@@ -16,9 +16,8 @@ import torch
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.core import ConfigError
 from tests.conftest import tiny_config
-from tests.modules.family import CHOICES, Case, cases, makes_sense, write_autoencoder
-
-pytest.importorskip("diffusers", reason="install the extra `test`")
+from tests.modules.autoencoder import save_autoencoder
+from tests.modules.family import CHOICES, Case, cases, makes_sense
 
 CASES = cases()
 
@@ -34,7 +33,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_autoencoder(tmp_path_factory.mktemp("autoencoder"))
+    folder = tmp_path_factory.mktemp("autoencoder")
+    save_autoencoder(folder)
+    return folder
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
