@@ -8,7 +8,7 @@ from lightning_vfs import VFSConfig
 
 UNET = {"architecture": "unet", "channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "heads": 2}
 
-# Together they have every choice that the networks branch on, at least once.
+# Together with MORE_MODELS they have every choice that the networks branch on, at least once.
 MODELS: dict[str, dict] = {
     "default": {"encoder": {"depth": 2}, "denoiser": {"depth": 2}},
     "drop_zero_token_patches_head": {

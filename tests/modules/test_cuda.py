@@ -42,8 +42,25 @@ def test_images_are_those_of_the_cpu(tiny_model) -> None:
     torch.testing.assert_close(on_cuda.cpu(), on_cpu, atol=5e-3, rtol=0)
 
 
-def test_a_step_copies_nothing_between_host_and_device(tiny_model) -> None:
-    model = tiny_model().cuda().train()
+FAMILY = {
+    "default": {},
+    "lag, codes, guidance, shots": {
+        "sets": {"random_shots": True},
+        "encoder": {"pool": "patches", "context": "variational_discrete", "context_dropout": 0.1},
+        "denoiser": {"conditioning": "lag"},
+        "diffusion": {"timestep_sampling": "loss_second_moment", "min_snr_gamma": 5.0},
+    },
+    "unets": {
+        "encoder": {"architecture": "unet", "pool": "mean", "channels": 16, "channel_mult": (1, 2)},
+        "denoiser": {"architecture": "unet", "channels": 16, "channel_mult": (1, 2), "heads": 2},
+    },
+    "vit": {"encoder": {"architecture": "vit", "pool": "mean_patch", "context": "variational"}},
+}
+
+
+@pytest.mark.parametrize("parts", FAMILY.values(), ids=FAMILY)
+def test_a_step_copies_nothing_between_host_and_device(tiny_model, parts: dict) -> None:
+    model = tiny_model(**parts).cuda().train()
     batch = {"images": torch.zeros(2, 6, 3, 8, 8, device="cuda"), "index": torch.arange(2, device="cuda")}
     model.batch_loss(batch).backward()
     torch.cuda.set_sync_debug_mode("error")
