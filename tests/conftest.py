@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from PIL import Image
 
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig
+
+# Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. Before
+# the first parallel operation, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -58,9 +58,8 @@ class SampleGridCallback(Callback):
 
     The same classes, supports and noise every time, by the averaged weights if there are any. A class-conditional model
     shows classes of the training split beside real images of them; an unconditional one generated images alone. The
-    picture goes to
-    `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of validation and
-    of testing (`validate.png`, `test.png`).
+    picture goes to `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of
+    validation and of testing (`validate.png`, `test.png`).
 
     Args:
         every_n_epochs: make a picture at every validation of each n-th epoch of training.

@@ -19,7 +19,7 @@ SEED_ENCODER = {"encoder_depth": 3, "encoder_heads": 8, "encoder_dim_head": 56, 
 UNSUPPORTED = {
     "encoder_mode": ("vit_set", "The encoder of single images has other layers."),
     "mode_conditioning": ("film", "Its cross-attention never worked in that system: there are no weights to keep."),
-    "class_cond": (False, "There are no class labels here."),
+    "class_cond": (False, "Its class-conditional denoiser has other layers."),
     "use_vae": (False, "Its latents come from an autoencoder that the checkpoint does not hold."),
 }
 
@@ -61,9 +61,9 @@ def config_from_jax(cfg: Mapping[str, Any]) -> VFSConfig:
             raise CheckpointError(
                 f"The JAX checkpoint has {option} = {cfg[option]!r}; only {supported!r} can be read. {reason}"
             )
-    if cfg.get("mode_context") not in EXPRESSIBLE["encoder.context"]:
+    if cfg.get("mode_context", "deterministic") not in EXPRESSIBLE["encoder.context"]:
         raise CheckpointError(
-            f"The JAX checkpoint has mode_context = {cfg.get('mode_context')!r}; only 'deterministic' and "
+            f"The JAX checkpoint has mode_context = {cfg['mode_context']!r}; only 'deterministic' and "
             "'variational' can be read."
         )
     try:
@@ -200,7 +200,8 @@ def _refuse_other_networks(config: VFSConfig) -> None:
 def _cannot_express(state: str, lost: list[str]) -> str:
     return (
         f"The JAX system{state} cannot express this model: {'; '.join(lost)}. Sample it in JAX with "
-        "FlaxVFSDDPM.from_torch(model), which runs any of our models, or train one with those options."
+        "FlaxVFSDDPM.from_torch(model), which runs all of our models but those of latents, or train one with those "
+        "options."
     )
 
 

@@ -148,7 +148,7 @@ def test_ddim_is_that_of_diffusers(eta: float, schedule: str, clip: bool, steps:
 @every_process
 def test_dpmpp_2m_is_that_of_diffusers(schedule: str, clip: bool, steps: int) -> None:
     run = Run(steps, torch.float64, schedule=schedule, clip_denoised=clip)
-    assert dpmpp_2m_difference(run) < 1e-5  # it rounds x to float32 at every step
+    assert dpmpp_2m_difference(run) < 3e-5  # it rounds x to float32 at every step
 
 
 @pytest.mark.parametrize("prediction", ["x_0", "v"])
@@ -156,7 +156,7 @@ def test_other_predictions_are_those_of_diffusers(monkeypatch, prediction: str) 
     run = Run(10, torch.float64, schedule="linear", prediction=prediction, variance="fixed_large")
     assert ddpm_difference(monkeypatch, run) < 1e-9
     assert ddim_difference(run, 0.5) < 1e-9
-    assert dpmpp_2m_difference(run) < 1e-5
+    assert dpmpp_2m_difference(run) < 3e-5
 
 
 @pytest.mark.parametrize("clip", [True, False])

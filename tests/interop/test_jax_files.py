@@ -113,7 +113,7 @@ def test_every_wrong_leaf_is_listed_with_both_names(changed_case: Callable[..., 
         ("mode_conditioning", "lag", "never worked"),
         ("encoder_mode", "vit", "other layers"),
         ("use_vae", True, "latents"),
-        ("class_cond", True, "no class labels"),
+        ("class_cond", True, "has other layers"),
     ],
 )
 def test_options_that_cannot_be_read_are_refused_with_the_reason(

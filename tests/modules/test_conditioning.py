@@ -72,15 +72,6 @@ def accuracy(images: torch.Tensor, labels: torch.Tensor, x_set: torch.Tensor, cl
     return float(metric.compute())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost more than they bring on such small arrays."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     ("denoiser", "conditioning", "context"),
     [*DETERMINISTIC, *(pytest.param(*combination, marks=pytest.mark.slow) for combination in RANDOM)],
