@@ -104,13 +104,20 @@ def explain(figures: dict[str, float], untrained: float, floor: float) -> list[s
     ]
 
 
-def draw(model: VFSDDPM, data: GlyphSets, lines: list[str]) -> None:
+def guidance_of(settings: dict) -> float:
+    """Guidance that the configuration evaluates with."""
+    (evaluation,) = (c for c in settings["trainer"]["callbacks"] if c["class_path"].endswith("FIDCallback"))
+    return evaluation["init_args"]["guidance_scale"]
+
+
+def draw(model: VFSDDPM, data: GlyphSets, guidance_scale: float, lines: list[str]) -> None:
     """12 unseen characters, the support on the left and generated images on the right, the lines below."""
     images = data.split("test")
     episodes = images.episodes(len(images), model.config.sets.shots, seed=0)
     _, first = np.unique(episodes.labels, return_index=True)
     support = images.pixels(episodes.supports[np.sort(first)[:12]])
-    grid = to_pil_image(sample_grid(support, model.sample(support, num_images=12, steps=50, seed=0)))
+    generated = model.sample(support, num_images=12, steps=50, seed=0, guidance_scale=guidance_scale)
+    grid = to_pil_image(sample_grid(support, generated))
     font = ImageFont.load_default(size=14)
     title = "Left of the line: the support, 5 images of a character never seen in training. Right: generated."
     wrapped = [piece for line in [title, *lines] for piece in wrap(line, font, grid.width - 20)]
@@ -158,7 +165,7 @@ def main() -> None:
     figures = {name: float(value) for name, value in evaluation.trainer.callback_metrics.items()}
     model = VFSDDPM.load_from_checkpoint(checkpoint)
     lines = explain(figures, fid_of_untrained(data, model.config), fid_of_real_halves(data))
-    draw(model, data, lines)
+    draw(model, data, guidance_of(settings), lines)
     write_support(data, run / "support")
     print()
     print("\n".join(lines))
@@ -168,7 +175,8 @@ def main() -> None:
     print(f"Log:         {run / 'metrics.csv'}")
     print(f"Figures:     {Path(evaluation.trainer.log_dir) / 'metrics.csv'}")
     print("\nTry next:")
-    print(f"  .venv/bin/lightning-vfs sample --ckpt_path {checkpoint} --support {run / 'support'} --out out/")
+    how = f"--guidance_scale {guidance_of(settings)} --out out/"
+    print(f"  .venv/bin/lightning-vfs sample --ckpt_path {checkpoint} --support {run / 'support'} {how}")
     print(f"  .venv/bin/lightning-vfs fit --config {CONFIG} --ckpt_path {checkpoint} --trainer.max_epochs 50")
     print("  .venv/bin/lightning-vfs fit --config configs/folders.yaml --data.root YOUR_FOLDER_OF_CLASS_FOLDERS")
 

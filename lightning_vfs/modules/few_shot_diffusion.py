@@ -174,7 +174,15 @@ class FewShotDiffusion(nn.Module):
             latents: `latents(x_set)`, for models that diffuse them.
             shots, label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
+
+        Raises:
+            ValueError: no latent_noise for a variational context, no label for a class-conditional model, no t for an
+                encoder that sees it, or dropped images of a model without a null context.
         """
+        if self.posterior is not None and latent_noise is None:
+            raise ValueError("A variational context is drawn in training: give `latent_noise`.")
+        if dropped is not None and self.null_context is None:
+            raise ValueError("This model has no null context: leave `dropped` out, or build it with context_dropout.")
         b, n = x_set.shape[:2]
         diffused = x_set if latents is None else latents
         seen = diffused if self.config.latent.encoder_input == "latents" else x_set
@@ -201,13 +209,7 @@ class FewShotDiffusion(nn.Module):
         dropped: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """Training loss of a batch, a scalar; arguments as in `losses`.
-
-        Raises:
-            ValueError: no latent_noise for a variational context, no label for a class-conditional model.
-        """
-        if self.posterior is not None and latent_noise is None:
-            raise ValueError("A variational context is drawn in training: give `latent_noise`.")
+        """Training loss of a batch, a scalar; arguments and errors as in `losses`."""
         latents = self.latents(x_set) if self.config.latent.autoencoder else None
         losses, kl = self.losses(
             x_set, t, noise, latent_noise, latents=latents, shots=shots, dropped=dropped, label=label

@@ -119,6 +119,14 @@ def test_guidance_extrapolates_from_the_null_context_within_its_interval(
     torch.testing.assert_close(nowhere, model.generate(SUPPORT, INDEX, steps=7))
 
 
+def test_a_loss_is_not_computed_from_half_of_what_it_needs(tiny_model) -> None:
+    t, noise = torch.tensor([3, 7]), torch.zeros_like(X_SET)
+    with pytest.raises(ValueError, match="give `latent_noise`"):
+        tiny_model(encoder={"context": "variational"}).loss(X_SET, t, noise)
+    with pytest.raises(ValueError, match="has no null context"):
+        tiny_model().loss(X_SET, t, noise, dropped=torch.ones(2, 6, dtype=torch.bool))
+
+
 def test_guidance_of_a_model_without_a_null_context_is_refused(tiny_model) -> None:
     with pytest.raises(ConfigError, match=r"guidance_scale is 2.0, but .*context_dropout 0.1"):
         tiny_model().sample(SUPPORT, steps=2, guidance_scale=2.0)
