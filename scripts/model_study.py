@@ -79,17 +79,7 @@ VARIANTS = {
     "film-random_shots": Variant({"sets": {"random_shots": True}}, tuple(SHOTS)),
     "unconditional": Variant({"encoder": {"architecture": "none"}}),
     "class_conditional": Variant({"encoder": {"architecture": "class_label"}}),
-    "lag-stack-patches_of_4": Variant({**LAG, "encoder": {**LAG["encoder"], "patch_size": 4}}),
-    "film-vit": Variant({"encoder": {"architecture": "vit", "pool": "mean"}}),
-    "unet-film": Variant(
-        {
-            "denoiser": {
-                "architecture": "unet", "channels": 32, "channel_mult": [1, 2, 2], "heads": 4,
-                "attention_resolutions": [8],
-            }
-        }
-    ),
-}  # fmt: skip
+}
 
 
 def glyphs() -> GlyphSets:
@@ -212,11 +202,12 @@ def report() -> None:
     """Print the tables of docs/models.md, and write its picture."""
     found = {name: FOLDER / name / "results.json" for name in VARIANTS}
     results = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
-    print("| model | parameters | steps | fid/in | fid/out | few_shot_accuracy/in | few_shot_accuracy/out |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | parameters | steps | CPU s | fid/in | fid/out | few_shot_accuracy/in | few_shot_accuracy/out |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, result in results.items():
         figures = result["evaluations"][0]["figures"]
-        print(f"| {name} | {result['parameters'] / 1e6:.2f} M | {result['steps']:,} | {_cells(figures)} |")
+        training = f"{result['parameters'] / 1e6:.2f} M | {result['steps']:,} | {result['cpu_seconds']:.0f}"
+        print(f"| {name} | {training} | {_cells(figures)} |")
     for name, result in results.items():
         if len(result["evaluations"]) > 1:
             print(f"\n{name}:\n\n| sampling | fid/out | few_shot_accuracy/out | CPU s |\n| --- | --- | --- | --- |")
