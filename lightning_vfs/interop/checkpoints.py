@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lightning_vfs.core.contract import DENOISER_PREFIX
+from lightning_vfs.core.contract import DENOISER_PREFIX, PATCH_DIM_KEY
 from lightning_vfs.core.errors import CheckpointError
 
 
@@ -56,7 +56,7 @@ def check_contents(checkpoint: Any, name: str) -> None:
             f"{name} is no Lightning checkpoint: it has no `state_dict`. A bare state_dict carries no configuration; "
             "build VFSDDPM(config), call load_state_dict, and save_pretrained."
         )
-    if not any(name.startswith(DENOISER_PREFIX) for name in state_dict):
+    if PATCH_DIM_KEY not in state_dict and not any(name.startswith(DENOISER_PREFIX) for name in state_dict):
         few = ", ".join(list(state_dict)[:3]) or "nothing"
         raise CheckpointError(f"{name} is a checkpoint of another model (it has {few}, ...), not of a VFSDDPM.")
     if "config" not in checkpoint.get("hyper_parameters", {}):

@@ -51,6 +51,16 @@ class TimestepMLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+def required_timestep(t: Tensor | None) -> Tensor:
+    """The timestep (b,) of an encoder that sees it; raises ValueError where there is none."""
+    if t is None:
+        raise ValueError(
+            "This encoder was built with time_token `timestep`: it needs the timestep t (int, shape (b,)), "
+            "in training and at every sampling step."
+        )
+    return t
+
+
 def initialize_linear(module: nn.Module) -> None:
     """Xavier-uniform weights and zero biases for every linear layer of the module."""
     for layer in module.modules():

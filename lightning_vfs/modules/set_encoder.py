@@ -11,7 +11,14 @@ from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.modules.attention import LSA, EncoderAttention
-from lightning_vfs.modules.layers import LAYER_NORM_EPS, FeedForward, Projection, TimestepMLP, initialize_linear
+from lightning_vfs.modules.layers import (
+    LAYER_NORM_EPS,
+    FeedForward,
+    Projection,
+    TimestepMLP,
+    initialize_linear,
+    required_timestep,
+)
 from lightning_vfs.modules.spt import SPT
 
 
@@ -113,12 +120,7 @@ class SetEncoder(nn.Module):
     def _time_token(self, b: int, t: Tensor | None) -> Tensor:
         if self.config.time_token == "zero":
             return torch.zeros(b, 1, self.config.dim, device=self.cls_token.device)
-        if t is None:
-            raise ValueError(
-                "This encoder was built with time_token `timestep`: it needs the timestep t (int, shape (b,)), "
-                "in training and at every sampling step."
-            )
-        sinusoids = timestep_embedding(t, self.config.dim // 4, torch.float32)
+        sinusoids = timestep_embedding(required_timestep(t), self.config.dim // 4, torch.float32)
         return self.to_time_embedding(self.time_embed(sinusoids))[:, None]
 
     def _pool(self, x: Tensor) -> Tensor:

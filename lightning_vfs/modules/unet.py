@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
-from lightning_vfs.modules.layers import FeedForward, Projection, TimestepMLP, initialize_zero
+from lightning_vfs.modules.layers import FeedForward, Projection, TimestepMLP, initialize_zero, required_timestep
 from lightning_vfs.modules.unet_blocks import BlockOptions, HalfUNet, UpLevel, group_norm, initialize_residuals
 
 EMBEDDING_RATIO = 4
@@ -137,9 +137,4 @@ class UNetEncoder(HalfUNet):
         """(b, 4 * channels) of the timestep, for an encoder that sees it."""
         if self.time_embed is None:
             return None
-        if t is None:
-            raise ValueError(
-                "This encoder was built with time_token `timestep`: it needs the timestep t (int, shape (b,)), "
-                "in training and at every sampling step."
-            )
-        return self.time_embed(timestep_embedding(t, self.config.channels, torch.float32))
+        return self.time_embed(timestep_embedding(required_timestep(t), self.config.channels, torch.float32))

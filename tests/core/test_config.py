@@ -20,7 +20,15 @@ def test_slots_and_shots_of_a_set_of_six(held_out: str, slots: int, shots: int) 
         (SetConfig, {"set_size": 2.5}, ["SetConfig.set_size", "2.5"]),
         (SetConfig, {"channels": 4}, ["SetConfig.channels", "4", "1 (grey) or 3 (RGB)"]),
         (SetConfig, {"held_out": "zero"}, ["SetConfig.held_out", "'zero'", "'zero_slot', 'drop', 'none'"]),
-        (EncoderConfig, {"pool": "max"}, ["EncoderConfig.pool", "'max'", "'cls', 'mean', 'sum', 'patches', 'none'"]),
+        (
+            EncoderConfig,
+            {"pool": "max"},
+            [
+                "EncoderConfig.pool",
+                "'max'",
+                "'cls', 'mean', 'sum', 'patches', 'mean_patch', 'sum_patch', 'agg', 'none'",
+            ],
+        ),
         (EncoderConfig, {"dropout": 1.0}, ["EncoderConfig.dropout", "1.0", "below 1"]),
         (EncoderConfig, {"projection_hidden_dim": 8}, ["EncoderConfig.projection_hidden_dim", "8", "projection_dim"]),
         (DenoiserConfig, {"dropout": -0.1}, ["DenoiserConfig.dropout", "-0.1", "at least 0"]),
