@@ -32,6 +32,7 @@ PICTURE = Path("quickstart.png")
 TRAINING_SECONDS = 450  # of epochs; what is left of 8 minutes is for starting and ending
 OVERHEAD = 1.15  # of an epoch over its bare steps: averaging, logging, validation, pictures, checkpoints
 EXTRACTOR = "glyph-cnn"
+UNTRAINED_RECORD = Path("runs/untrained.json")
 
 
 def seconds_per_step(config: VFSConfig, sets: int, precision: torch.dtype) -> float:
@@ -75,7 +76,9 @@ def fit_to_machine(settings: dict) -> list[str]:
 
 def fid_of_untrained(data: GlyphSets, config: VFSConfig) -> float:
     """FID on unseen classes of a model that was never trained."""
-    callback = FIDCallback(splits=("out",), feature_extractor=EXTRACTOR, steps=10, few_shot_way=None)
+    callback = FIDCallback(
+        splits=("out",), feature_extractor=EXTRACTOR, steps=10, few_shot_way=None, record=UNTRAINED_RECORD
+    )
     trainer = Trainer(
         callbacks=[callback], logger=False, barebones=False, enable_checkpointing=False, enable_progress_bar=False
     )
