@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lightning_vfs.modules.dropout import Dropout
 from lightning_vfs.modules.layers import LAYER_NORM_EPS
 
 
@@ -48,22 +49,34 @@ class CrossAttention(nn.Module):
 
 
 class EncoderAttention(nn.Module):
-    """Multi-head self-attention with heads of any width: (b, l, dim) -> (b, l, dim)."""
+    """Multi-head self-attention with heads of any width: (b, l, dim), key of the dropout (b,) -> (b, l, dim)."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
         self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
+        self.weight_drop = Dropout(dropout)
         self.to_out = nn.Linear(heads * dim_head, dim)
+        self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
-        out = self._attend(q, k, v, self.dropout if self.training else 0.0)
-        return F.dropout(self.to_out(rearrange(out, "b h l d -> b l (h d)")), self.dropout, self.training)
+        out = self._attend(q, k, v, key)
+        return self.drop(self.to_out(rearrange(out, "b h l d -> b l (h d)")), key)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Tensor:
+        return self._attention(q, k, v, None, None, key)
+
+    def _attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, key: Tensor | None
+    ) -> Tensor:
+        """Scaled dot-product attention; fused, but where its weights are dropped: the kernels draw by themselves."""
+        if not self.training or not self.weight_drop.dropped_levels:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        logits = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        return self.weight_drop(logits.softmax(dim=-1).to(v.dtype), key) @ v
 
 
 class LSA(EncoderAttention):
@@ -76,8 +89,7 @@ class LSA(EncoderAttention):
         super().__init__(dim, heads, dim_head, dropout)
         self.temperature = nn.Parameter(torch.tensor(math.log(dim_head**-0.5)))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Tensor:
         others = ~torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
         # A learned scale cannot be an argument of the fused kernel, which takes a float: it goes into the queries.
-        q = q * self.temperature.exp().to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=others, dropout_p=dropout, scale=1.0)
+        return self._attention(q * self.temperature.exp().to(q.dtype), k, v, others, 1.0, key)

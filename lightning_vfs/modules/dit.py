@@ -12,6 +12,8 @@ from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
 from lightning_vfs.core.patches import unpatchify
 from lightning_vfs.modules.attention import Attention, CrossAttention
+from lightning_vfs.modules.blocks import NetworkBlock
+from lightning_vfs.modules.dropout import Dropout, number_dropout
 from lightning_vfs.modules.layers import (
     LAYER_NORM_EPS,
     FeedForward,
@@ -28,8 +30,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class DiTBlock(nn.Module):
-    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim).
+class DiTBlock(NetworkBlock):
+    """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim), key of the dropout -> (b, l, dim).
 
     Where it has cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
     feed-forward layers.
@@ -43,18 +45,21 @@ class DiTBlock(nn.Module):
         self.cross_attn = None if context_dim is None else CrossAttention(dim, config.heads, context_dim)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.mlp = FeedForward(dim, int(dim * config.mlp_ratio), config.dropout)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
+        self.cross_drop = Dropout(config.dropout)
         self.modulation = nn.Linear(dim, 6 * dim)
         self.context_scale = nn.Parameter(torch.ones(dim)) if config.normalize_condition else None
 
-    def forward(self, x: Tensor, condition: Tensor, context: Tensor | None = None) -> Tensor:
+    def compute(
+        self, x: Tensor, condition: Tensor, context: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
         if self.context_scale is not None:
             condition = F.layer_norm(condition, condition.shape[-1:], eps=LAYER_NORM_EPS) * self.context_scale
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        x = x + self.drop(gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1)))
+        x = x + self.drop(gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1)), key)
         if self.cross_attn is not None:
-            x = x + self.drop(self.cross_attn(x, context))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+            x = x + self.cross_drop(self.cross_attn(x, context), key)
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2), key)
 
 
 class FinalLayer(nn.Module):
@@ -74,7 +79,8 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """Denoiser: x_t (b, c, h, w), t int (b,), context -> (b, c or 2c, h, w).
 
-    The context is (b, d) for `film`, (b, tokens, d) for `lag`, and None for an unconditional model.
+    The context is (b, d) for `film`, (b, tokens, d) for `lag`, and None for an unconditional model. Dropout in training
+    follows `key`, int64 (b,).
     """
 
     def __init__(self, config: VFSConfig) -> None:
@@ -95,6 +101,7 @@ class DiT(nn.Module):
         )
         self.final = FinalLayer(dit.dim, dit.patch_size**2 * self.out_channels)
         self._initialize()
+        number_dropout(self)
 
     def _initialize(self) -> None:
         initialize_linear(self)
@@ -109,13 +116,13 @@ class DiT(nn.Module):
             if isinstance(module, CrossAttention):
                 initialize_zero(module.out)
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None, key: Tensor | None = None) -> Tensor:
         pad = self.config.pad
         padded = F.pad(x_t, [pad] * 4) if pad else x_t
         x = rearrange(self.patch_embed(padded), "b d h w -> b (h w) d") + self.pos_embed
         condition = self._condition(t, context)
         for block in self.blocks:
-            x = block(x, condition, context)
+            x = block(x, condition, context, key)
         image = unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
         return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad]
 

@@ -96,6 +96,7 @@ class FewShotDiffusion(nn.Module):
         t: Tensor | None = None,
         shots: Tensor | None = None,
         label: Tensor | None = None,
+        key: Tensor | None = None,
     ) -> Tensor | None:
         """Leave-one-out context of every image of every set, in one encoder call.
 
@@ -104,23 +105,26 @@ class FewShotDiffusion(nn.Module):
             t: int (b,), the timestep of every set; for encoders that see it.
             shots: int (b,), from how many of the images contexts are made; all by default.
             label: int64 (b,), the class of every set; for class-conditional models.
+            key: int64 (b, n), a random number per image that dropout follows, in training.
 
         Returns:
             (b*n, d), or (b*n, tokens, d) for `lag`; None for an unconditional model. With a variational context, what
             its posterior is made of.
 
         Raises:
-            ValueError: no label for a class-conditional model, or no t for an encoder that sees it.
+            ValueError: no label for a class-conditional model, no t for an encoder that sees it, or no key in training
+                with dropout.
         """
         n = x_set.shape[1]
         if not self.config.encoder.takes_support:
             context = self._label_context(label)
             return None if context is None else context.repeat_interleave(n, dim=0)
         if self.config.sets.held_out == "none":
-            return self._encode(x_set, t, shots).repeat_interleave(n, dim=0)
+            of_sets = None if key is None else key[:, 0]
+            return self._encode(x_set, t, shots, of_sets).repeat_interleave(n, dim=0)
         others = rearrange(leave_one_out(x_set), "b n k c h w -> (b n) k c h w")
         t, shots = (None if each is None else each.repeat_interleave(n) for each in (t, shots))
-        return self._encode(others, t, shots)
+        return self._encode(others, t, shots, None if key is None else key.flatten())
 
     def _label_context(self, label: Tensor | None) -> Tensor | None:
         if self.encoder is None:
@@ -132,14 +136,16 @@ class FewShotDiffusion(nn.Module):
             )
         return self.encoder(label)
 
-    def _encode(self, x_set: Tensor, t: Tensor | None, shots: Tensor | None) -> Tensor:
+    def _encode(
+        self, x_set: Tensor, t: Tensor | None, shots: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
         """What the encoder makes of sets that may leave slots empty: (b, k, c, h, w) -> (b, d) or (b, tokens, d)."""
         assert self.encoder is not None
         if shots is not None:
             x_set = keep_first(x_set, shots)
         if self.config.encoder.fills_slots:
             x_set = complete(x_set, self.config.sets.slots)
-        encoded = self.encoder(x_set, t, shots)
+        encoded = self.encoder(x_set, t, shots, key)
         groups = self.config.denoiser.context_tokens
         return pool_tokens(encoded, groups) if groups else encoded
 
@@ -162,6 +168,7 @@ class FewShotDiffusion(nn.Module):
         shots: Tensor | None = None,
         dropped: Tensor | None = None,
         label: Tensor | None = None,
+        dropout_key: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Diffusion loss of every set, (b,), and the KL of its contexts, (b,), or None where there is none.
 
@@ -174,10 +181,12 @@ class FewShotDiffusion(nn.Module):
             latents: `latents(x_set)`, for models that diffuse them.
             shots, label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
+            dropout_key: int64 (b, n, 2), random numbers that dropout in encoder and denoiser follows, in training.
 
         Raises:
             ValueError: no latent_noise for a variational context, no label for a class-conditional model, no t for an
-                encoder that sees it, or dropped images of a model without a null context.
+                encoder that sees it, no dropout_key in training with dropout, or dropped images of a model without a
+                null context.
         """
         if self.posterior is not None and latent_noise is None:
             raise ValueError("A variational context is drawn in training: give `latent_noise`.")
@@ -186,7 +195,8 @@ class FewShotDiffusion(nn.Module):
         b, n = x_set.shape[:2]
         diffused = x_set if latents is None else latents
         seen = diffused if self.config.latent.encoder_input == "latents" else x_set
-        context, kl = self.context(seen, t, shots, label), None
+        encoder_key, denoiser_key = (None, None) if dropout_key is None else dropout_key.unbind(dim=-1)
+        context, kl = self.context(seen, t, shots, label, encoder_key), None
         if self.posterior is not None and context is not None and latent_noise is not None:
             context, kl = self.posterior.draw(context, latent_noise)
         if self.null_context is not None and context is not None and dropped is not None:
@@ -194,7 +204,9 @@ class FewShotDiffusion(nn.Module):
             context = torch.where(dropped, self.null_context.to(context.dtype), context)
         x_0, noise, t_image = diffused.flatten(0, 1), noise.flatten(0, 1), t.repeat_interleave(n)
         x_t = self.diffusion.q_sample(x_0, t_image, noise)
-        model_output = self.denoiser(x_t, t_image, context).float()
+        model_output = self.denoiser(
+            x_t, t_image, context, None if denoiser_key is None else denoiser_key.flatten()
+        ).float()
         losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, Tensor.detach)
         return losses.reshape(b, n).mean(dim=1), None if kl is None else kl.reshape(b, n).mean(dim=1)
 
@@ -208,11 +220,20 @@ class FewShotDiffusion(nn.Module):
         shots: Tensor | None = None,
         dropped: Tensor | None = None,
         label: Tensor | None = None,
+        dropout_key: Tensor | None = None,
     ) -> Tensor:
         """Training loss of a batch, a scalar; arguments and errors as in `losses`."""
         latents = self.latents(x_set) if self.config.latent.autoencoder else None
         losses, kl = self.losses(
-            x_set, t, noise, latent_noise, latents=latents, shots=shots, dropped=dropped, label=label
+            x_set,
+            t,
+            noise,
+            latent_noise,
+            latents=latents,
+            shots=shots,
+            dropped=dropped,
+            label=label,
+            dropout_key=dropout_key,
         )
         return losses.mean() + (0 if kl is None else self.config.encoder.kl_weight * kl.mean())
 
@@ -241,7 +262,7 @@ class FewShotDiffusion(nn.Module):
         support = support.to(self._where)
         with self._evaluating():
             seen = self.latents(support) if self.config.latent.encoder_input == "latents" else support
-            context = self._encode(seen, t, None)
+            context = self._encode(seen, t)
             return context if self.posterior is None else self.posterior.mode(context)
 
     def generate(

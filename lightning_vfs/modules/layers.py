@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_vfs.modules.dropout import Dropout
+
 LAYER_NORM_EPS = 1e-6
 
 
@@ -15,11 +17,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU(approximate="tanh")
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.drop(self.act(self.fc1(x))))
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        return self.fc2(self.drop(self.act(self.fc1(x)), key))
 
 
 class Projection(nn.Module):
@@ -31,11 +33,12 @@ class Projection(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, hidden_dim)
         self.fc3 = nn.Linear(hidden_dim, dim)
         self.act = nn.GELU(approximate="tanh")
-        self.drop = nn.Dropout(dropout)
+        self.drop1 = Dropout(dropout)
+        self.drop2 = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(self.act(self.fc1(x)))
-        return self.fc3(self.drop(self.act(self.fc2(x))))
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        x = self.drop1(self.act(self.fc1(x)), key)
+        return self.fc3(self.drop2(self.act(self.fc2(x)), key))
 
 
 class TimestepMLP(nn.Module):

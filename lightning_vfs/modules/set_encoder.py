@@ -11,6 +11,8 @@ from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.modules.attention import LSA, EncoderAttention
+from lightning_vfs.modules.blocks import NetworkBlock
+from lightning_vfs.modules.dropout import Dropout, number_dropout
 from lightning_vfs.modules.layers import (
     LAYER_NORM_EPS,
     FeedForward,
@@ -19,11 +21,12 @@ from lightning_vfs.modules.layers import (
     initialize_linear,
     required_timestep,
 )
+from lightning_vfs.modules.noise import random_bits
 from lightning_vfs.modules.spt import SPT
 
 
-class EncoderLayer(nn.Module):
-    """Pre-norm transformer layer: (b, l, dim) -> (b, l, dim)."""
+class EncoderLayer(NetworkBlock):
+    """Pre-norm transformer layer: (b, l, dim), key of the dropout (b,) -> (b, l, dim)."""
 
     def __init__(self, encoder: EncoderConfig, attention: type[EncoderAttention]) -> None:
         super().__init__()
@@ -32,11 +35,11 @@ class EncoderLayer(nn.Module):
         self.attn = attention(dim, encoder.heads, encoder.dim_head, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = FeedForward(dim, int(dim * encoder.mlp_ratio), dropout)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.drop(self.mlp(self.norm2(x)))
+    def compute(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), key)
+        return x + self.drop(self.mlp(self.norm2(x), key), key)
 
 
 class SetEncoder(nn.Module):
@@ -44,7 +47,7 @@ class SetEncoder(nn.Module):
 
     Shapes: x_set (b, s, c, h, w) in [-1, 1], t int (b,) or None -> (b, d), d = `config.encoder.output_dim`; for
     denoisers that attend to tokens (b, tokens, d). s is `config.sets.slots`; with the tokenizer `per_image_mean` any
-    number, and of set i the first shots[i] images count.
+    number, and of set i the first shots[i] images count. Dropout in training follows `key`, int64 (b,).
     """
 
     attention: type[EncoderAttention] = LSA
@@ -63,7 +66,8 @@ class SetEncoder(nn.Module):
         if encoder.time_token == "timestep":
             self.time_embed = TimestepMLP(encoder.dim // 4, encoder.dim)
             self.to_time_embedding = nn.Linear(encoder.dim, encoder.dim)
-        self.dropout = nn.Dropout(encoder.dropout)
+        self.dropout = Dropout(encoder.dropout)
+        self.head_dropout = Dropout(encoder.dropout)
         self.layers = nn.ModuleList(EncoderLayer(encoder, self.attention) for _ in range(encoder.depth))
         self.head_norm = nn.LayerNorm(encoder.dim, eps=LAYER_NORM_EPS)
         self.head = self._head(encoder)
@@ -71,19 +75,22 @@ class SetEncoder(nn.Module):
         initialize_linear(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embedding, std=0.02)
+        number_dropout(self)
 
     def _head(self, encoder: EncoderConfig) -> nn.Module:
         if encoder.head_hidden_dim:
             return FeedForward(encoder.dim, encoder.head_hidden_dim, encoder.dropout)
         return nn.Linear(encoder.dim, encoder.dim)
 
-    def _projection(self, encoder: EncoderConfig) -> nn.Module:
+    def _projection(self, encoder: EncoderConfig) -> Projection | None:
         hidden_dim = encoder.projection_hidden_dim or encoder.projection_dim
-        if encoder.projection_dim:
-            return Projection(encoder.dim, hidden_dim, encoder.projection_dim, encoder.dropout)
-        return nn.Identity()
+        if not encoder.projection_dim:
+            return None
+        return Projection(encoder.dim, hidden_dim, encoder.projection_dim, encoder.dropout)
 
-    def forward(self, x_set: Tensor, t: Tensor | None = None, shots: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_set: Tensor, t: Tensor | None = None, shots: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
         """Context of every set; raises ValueError where the encoder sees t and gets none."""
         patches = self._patch_tokens(x_set, shots)
         b = patches.shape[0]
@@ -91,15 +98,16 @@ class SetEncoder(nn.Module):
         if self.config.time_token != "none":
             extra.append(self._time_token(b, t))
         x = torch.cat([*(token.to(patches.dtype) for token in extra), patches], dim=1)
-        x = self.dropout(x + self._positions(patches.shape[1]))
-        out = self.head(self.head_norm(self._pool(self._transform(x))))
-        if self.config.head_hidden_dim:
-            out = self.dropout(out)
-        return self.projection(out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1))
+        x = self.dropout(x + self._positions(patches.shape[1]), key)
+        out = self.head_norm(self._pool(self._transform(x, key), key))
+        # A hidden head is a feed-forward layer, with dropout in it and after it.
+        out = self.head_dropout(self.head(out, key), key) if self.config.head_hidden_dim else self.head(out)
+        out = out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1)
+        return out if self.projection is None else self.projection(out, key)
 
-    def _transform(self, x: Tensor) -> Tensor:
+    def _transform(self, x: Tensor, key: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, key)
         return x
 
     def _patch_tokens(self, x_set: Tensor, shots: Tensor | None) -> Tensor:
@@ -123,7 +131,7 @@ class SetEncoder(nn.Module):
         sinusoids = timestep_embedding(required_timestep(t), self.config.dim // 4, torch.float32)
         return self.to_time_embedding(self.time_embed(sinusoids))[:, None]
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor, key: Tensor | None) -> Tensor:
         match self.config.pool:
             case "cls":
                 return x[:, 0]
@@ -154,10 +162,12 @@ class ViTEncoder(SetEncoder):
         extra, patches = self.pos_embedding.split([self.num_extra, self.num_patches], dim=1)
         return torch.cat([extra, patches.repeat(1, num_tokens // self.num_patches, 1)], dim=1)
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor, key: Tensor | None) -> Tensor:
         match self.config.pool:
             case "mean_patch" | "sum_patch":
                 how = self.config.pool.removesuffix("_patch")
-                return self._transform(reduce(x[:, self.num_extra :], "b (s l) d -> b l d", how, l=self.num_patches))
+                pooled = reduce(x[:, self.num_extra :], "b (s l) d -> b l d", how, l=self.num_patches)
+                # The same layers once more, but not the same masks.
+                return self._transform(pooled, None if key is None else random_bits(key, 1)[:, 0])
             case _:
-                return super()._pool(x)
+                return super()._pool(x, key)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
+from lightning_vfs.modules.dropout import number_dropout
 from lightning_vfs.modules.layers import FeedForward, Projection, TimestepMLP, initialize_zero, required_timestep
+from lightning_vfs.modules.noise import random_bits
 from lightning_vfs.modules.unet_blocks import BlockOptions, HalfUNet, UpLevel, group_norm, initialize_residuals
 
 EMBEDDING_RATIO = 4
@@ -22,6 +24,7 @@ class UNet(HalfUNet):
 
     The context is (b, d) with `film` conditioning, where it modulates the blocks together with the timestep;
     (b, tokens, d) with `lag`, where cross-attention follows every self-attention; None for the unconditional baseline.
+    Dropout in training follows `key`, int64 (b,).
     """
 
     def __init__(self, config: VFSConfig) -> None:
@@ -48,6 +51,7 @@ class UNet(HalfUNet):
         self.norm_out = group_norm(self.widths[0])
         self.conv_out = nn.Conv2d(self.widths[0], config.out_channels, 3, padding=1)
         self._initialize()
+        number_dropout(self)
 
     def _up_levels(self, options: BlockOptions) -> list[UpLevel]:
         """Levels of rising resolution, smallest maps first; one block more than on the way down, for what went in."""
@@ -65,11 +69,11 @@ class UNet(HalfUNet):
         initialize_residuals(self)
         initialize_zero(self.conv_out)
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None, key: Tensor | None = None) -> Tensor:
         embedding = self._embedding(t, context)
-        *skips, x = self.features(x_t, embedding, context)
+        *skips, x = self.features(x_t, embedding, context, key)
         for level in self.up:
-            x = level(x, skips, embedding, context)
+            x = level(x, skips, embedding, context, key)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def _embedding(self, t: Tensor, context: Tensor | None) -> Tensor:
@@ -88,7 +92,7 @@ class UNetEncoder(HalfUNet):
 
     Shapes: x_set (b, s, c, h, w) in [-1, 1] with any s, t int (b,) or None, shots int (b,) or None -> (b, d), or with
     `lag` conditioning (b, tokens, d), d = `config.encoder.output_dim`. Of every set the first `shots` images count,
-    1 to s; without it all.
+    1 to s; without it all. Dropout in training follows `key`, int64 (b,).
 
     With time_token `timestep` the blocks are modulated by the timestep of the noisy image, scale and shift; without
     it they have no embedding. Blocks change the resolution in either case, as in few-shot diffusion models' encoder,
@@ -111,27 +115,33 @@ class UNetEncoder(HalfUNet):
         self.time_embed = TimestepMLP(encoder.channels, options.embedding_dim) if timed else None
         self.head_norm = group_norm(self.widths[-1])
         self.head = nn.Linear(self.widths[-1], encoder.dim)
-        self.head_mlp: nn.Module = nn.Identity()
+        self.head_mlp: FeedForward | None = None
         if encoder.head_hidden_dim:
             self.head_mlp = FeedForward(encoder.dim, encoder.head_hidden_dim, encoder.dropout)
-        self.projection: nn.Module = nn.Identity()
+        self.projection: Projection | None = None
         if encoder.projection_dim:
             hidden_dim = encoder.projection_hidden_dim or encoder.projection_dim
             self.projection = Projection(encoder.dim, hidden_dim, encoder.projection_dim, encoder.dropout)
         initialize_residuals(self)
+        number_dropout(self)
 
-    def forward(self, x_set: Tensor, t: Tensor | None = None, shots: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_set: Tensor, t: Tensor | None = None, shots: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
         """Context of every set; raises ValueError where the encoder sees t and gets none."""
         s, embedding = x_set.shape[1], self._embedding(t)
         if embedding is not None:
             embedding = embedding.repeat_interleave(s, dim=0)
-        smallest = self.features(x_set.flatten(0, 1), embedding)[-1]
+        of_images = None if key is None else random_bits(key, s).flatten()
+        smallest = self.features(x_set.flatten(0, 1), embedding, None, of_images)[-1]
         positions = rearrange(F.silu(self.head_norm(smallest)), "(b s) c h w -> b s (h w) c", s=s)
         # The head is linear, so that the means may come before it, at less cost.
         pooled = positions.mean(dim=2) if self.config.pool == "mean" else positions
-        out = self.head_mlp(self.head(set_mean(pooled, shots)))
+        out = self.head(set_mean(pooled, shots))
+        out = out if self.head_mlp is None else self.head_mlp(out, key)
         # Of tokens, `film` conditioning takes the mean.
-        return self.projection(out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1))
+        out = out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1)
+        return out if self.projection is None else self.projection(out, key)
 
     def _embedding(self, t: Tensor | None) -> Tensor | None:
         """(b, 4 * channels) of the timestep, for an encoder that sees it."""

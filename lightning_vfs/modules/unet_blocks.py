@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lightning_vfs.core.config import EncoderConfig
 from lightning_vfs.core.denoiser_config import DenoiserConfig
+from lightning_vfs.modules.blocks import NetworkBlock
+from lightning_vfs.modules.dropout import Dropout
 from lightning_vfs.modules.layers import LAYER_NORM_EPS, initialize_zero
 
 MAX_GROUPS = 32
@@ -67,17 +69,20 @@ class HalfUNet(nn.Module):
             self.feature_widths += [width] * (blocks if last else blocks + 1)
         self.middle = nn.ModuleList(Block(width, width, attends, options) for attends in (True, False))
 
-    def features(self, x: Tensor, embedding: Tensor | None, context: Tensor | None = None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None
+    ) -> list[Tensor]:
         """Feature maps of an image (b, c, h, w): after the first convolution, every block and every halving.
 
         The last has gone through the middle too, so that the list holds one more than there are `feature_widths`.
+        Dropout in training follows `key`, int64 (b,).
         """
         features = [self.conv_in(x)]
         for level in self.down:
-            features += level(features[-1], embedding, context)
+            features += level(features[-1], embedding, context, key)
         x = features[-1]
         for block in self.middle:
-            x = block(x, embedding, context)
+            x = block(x, embedding, context, key)
         return [*features, x]
 
 
@@ -98,12 +103,14 @@ class Level(nn.Module):
 class DownLevel(Level):
     """x (b, c, h, w), embedding (b, e), context (b, tokens, d) -> maps after every step, the last halved."""
 
-    def forward(self, x: Tensor, embedding: Tensor | None, context: Tensor | None) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None
+    ) -> list[Tensor]:
         features = []
         for block in self.blocks:
-            x = block(x, embedding, context)
+            x = block(x, embedding, context, key)
             features.append(x)
-        return features if self.resample is None else [*features, self.resample(x, embedding)]
+        return features if self.resample is None else [*features, self.resample(x, embedding, key)]
 
 
 class UpLevel(Level):
@@ -112,13 +119,15 @@ class UpLevel(Level):
     The maps are taken off the end of the list `skips`.
     """
 
-    def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None, key: Tensor | None
+    ) -> Tensor:
         for block in self.blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), embedding, context)
-        return x if self.resample is None else self.resample(x, embedding)
+            x = block(torch.cat([x, skips.pop()], dim=1), embedding, context, key)
+        return x if self.resample is None else self.resample(x, embedding, key)
 
 
-class Block(nn.Module):
+class Block(NetworkBlock):
     """A residual block, then self-attention and, with a context, cross-attention.
 
     x (b, in_dim, h, w), embedding (b, e), context (b, tokens, d) -> (b, dim, h, w).
@@ -131,8 +140,8 @@ class Block(nn.Module):
         crosses = attends and options.context_dim
         self.cross_attn = CrossAttention2d(dim, options.heads, options.context_dim) if crosses else None
 
-    def forward(self, x: Tensor, embedding: Tensor | None, context: Tensor | None) -> Tensor:
-        x = self.res(x, embedding)
+    def compute(self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None) -> Tensor:
+        x = self.res(x, embedding, key)
         if self.attn is not None:
             x = self.attn(x)
         return x if self.cross_attn is None else self.cross_attn(x, context)
@@ -154,14 +163,14 @@ class ResBlock(nn.Module):
         modulation_dim = 2 * dim if options.scale_shift_norm else dim
         self.modulation = nn.Linear(options.embedding_dim, modulation_dim) if options.embedding_dim else None
         self.norm2 = group_norm(dim)
-        self.drop = nn.Dropout(options.dropout)
+        self.drop = Dropout(options.dropout)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
         self.skip = nn.Identity() if in_dim == dim else nn.Conv2d(in_dim, dim, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, key: Tensor | None) -> Tensor:
         hidden = self.conv1(self.resize(self.act(self.norm1(x))))
         hidden = self._modulated_norm(hidden, embedding)
-        return self.skip(self.resize(x)) + self.conv2(self.drop(self.act(hidden)))
+        return self.skip(self.resize(x)) + self.conv2(self.drop(self.act(hidden), key))
 
     def _modulated_norm(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         if self.modulation is None:
@@ -217,7 +226,7 @@ class Resample(nn.Module):
         self.resize = nn.Identity() if down else _resize("up")
         self.conv = nn.Conv2d(dim, dim, 3, stride=2 if down else 1, padding=1)
 
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, key: Tensor | None) -> Tensor:
         return self.conv(self.resize(x))
 
 

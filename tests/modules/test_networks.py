@@ -80,17 +80,6 @@ def test_padding_is_zeros_around_the_image_that_are_cut_off_again() -> None:
     torch.testing.assert_close(padded(x_t, t, context), expected)
 
 
-def test_dropout_of_the_denoiser_is_for_training() -> None:
-    torch.manual_seed(0)
-    dit = DiT(tiny_config(denoiser={"dropout": 0.5}))
-    for parameter in dit.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    given = torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.randn(2, 16)
-    assert not torch.equal(dit(*given), dit(*given))
-    dit.eval()
-    assert torch.equal(dit(*given), dit(*given))
-
-
 def test_the_time_token_is_seen_and_cannot_be_forgotten() -> None:
     encoder = SetEncoder(tiny_config(encoder={"time_token": "timestep"})).eval()
     x_set = torch.randn(2, 6, 3, 8, 8)

@@ -351,17 +351,6 @@ def test_in_latents_channels_and_resolutions_are_theirs() -> None:
         assert module.attends == [True, False]
 
 
-def test_dropout_is_for_training() -> None:
-    config = tiny_config(denoiser={**SMALL, "dropout": 0.5}, encoder={**SMALL, "pool": "mean", "dropout": 0.5})
-    for module, inputs in (
-        (stirred(UNet(config)), given(config)),
-        (stirred(UNetEncoder(config)), [torch.randn(2, 5, 3, 8, 8)]),
-    ):
-        assert torch.equal(module(*inputs), module(*inputs))
-        module.train()
-        assert not torch.equal(module(*inputs), module(*inputs))
-
-
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_encoder_is_half_a_unet_a_mean_over_the_set_and_a_head(name: str) -> None:
     config = tiny_config(**ENCODERS[name])
