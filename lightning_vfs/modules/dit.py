@@ -50,9 +50,7 @@ class DiTBlock(NetworkBlock):
         self.modulation = nn.Linear(dim, 6 * dim)
         self.context_scale = nn.Parameter(torch.ones(dim)) if config.normalize_condition else None
 
-    def compute(
-        self, x: Tensor, condition: Tensor, context: Tensor | None = None, key: Tensor | None = None
-    ) -> Tensor:
+    def compute(self, x: Tensor, condition: Tensor, context: Tensor | None = None, key: Tensor | None = None) -> Tensor:
         if self.context_scale is not None:
             condition = F.layer_norm(condition, condition.shape[-1:], eps=LAYER_NORM_EPS) * self.context_scale
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)

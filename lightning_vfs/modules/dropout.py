@@ -32,7 +32,7 @@ class Dropout(nn.Module):
             return x
         if key is None:
             raise ValueError(
-                "Dropout in training follows the samples: give `key` (of the model's losses: `dropout_key`), int64, one "
+                "Dropout in training follows the samples: give `key` (`dropout_key` of the model's losses), int64, one "
                 "random number per sample as `sample_keys` makes them; or call eval() first."
             )
         kept = keep_mask(key, math.prod(x.shape[1:]), self.number, self.dropped_levels).reshape(x.shape)

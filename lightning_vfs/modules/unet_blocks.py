@@ -69,9 +69,7 @@ class HalfUNet(nn.Module):
             self.feature_widths += [width] * (blocks if last else blocks + 1)
         self.middle = nn.ModuleList(Block(width, width, attends, options) for attends in (True, False))
 
-    def features(
-        self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None
-    ) -> list[Tensor]:
+    def features(self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None) -> list[Tensor]:
         """Feature maps of an image (b, c, h, w): after the first convolution, every block and every halving.
 
         The last has gone through the middle too, so that the list holds one more than there are `feature_widths`.
@@ -103,9 +101,7 @@ class Level(nn.Module):
 class DownLevel(Level):
     """x (b, c, h, w), embedding (b, e), context (b, tokens, d) -> maps after every step, the last halved."""
 
-    def forward(
-        self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None) -> list[Tensor]:
         features = []
         for block in self.blocks:
             x = block(x, embedding, context, key)
