@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
+    from lightning_vfs.callbacks import FIDCallback, PreemptionCheckpoint, SampleGridCallback, ThroughputCallback
     from lightning_vfs.core import CheckpointError, SetSizeMismatchError, VFSConfig
     from lightning_vfs.data import SetDataModule
     from lightning_vfs.modules import VFSDDPM
@@ -21,16 +21,20 @@ _HOMES = {
     "VFSDDPM": "modules",
     "SetDataModule": "data",
     "FIDCallback": "callbacks",
+    "PreemptionCheckpoint": "callbacks",
     "SampleGridCallback": "callbacks",
+    "ThroughputCallback": "callbacks",
 }
 
 __all__ = [
     "VFSDDPM",
     "CheckpointError",
     "FIDCallback",
+    "PreemptionCheckpoint",
     "SampleGridCallback",
     "SetDataModule",
     "SetSizeMismatchError",
+    "ThroughputCallback",
     "VFSConfig",
 ]
 

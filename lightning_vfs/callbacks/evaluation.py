@@ -14,19 +14,22 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_vfs.callbacks.averaging import averaged_weights
+from lightning_vfs.core import contract
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.module import SetDataModule
+from lightning_vfs.modules.sharding import unsharded
 
 
 @contextmanager
 def evaluating(trainer: pl.Trainer, pl_module: pl.LightningModule, caller: Callback) -> Iterator[None]:
     """Averaged weights, evaluation mode, no gradients and the trainer's precision inside; all as it was outside.
 
-    So are the global random number generators: training goes on as if nothing had been evaluated.
+    So are the global random number generators: training goes on as if nothing had been evaluated. All ranks enter,
+    since the parameters of a sharded model are gathered; inside, each may do something else.
     """
     modes = {module: module.training for module in pl_module.modules()}
-    with isolate_rng(), torch.no_grad(), averaged_weights(trainer, pl_module, caller):
+    with isolate_rng(), torch.no_grad(), averaged_weights(trainer, pl_module, caller), unsharded(pl_module):
         pl_module.eval()
         try:
             with trainer.precision_plugin.val_step_context():
@@ -57,7 +60,8 @@ def check_model(pl_module: Any, data: SetDataModule, how: SamplingConfig) -> Non
 
     Raises:
         SetSizeMismatchError: the data has sets of another size than the weights.
-        EvaluationError: more sampling steps than the diffusion has, or guidance of a model without a null context.
+        EvaluationError: more sampling steps than the diffusion has.
+        ConfigError: guidance of a model without a null context.
     """
     pl_module.check_set_size(data.set_size)
     timesteps = pl_module.config.diffusion.timesteps
@@ -65,12 +69,7 @@ def check_model(pl_module: Any, data: SetDataModule, how: SamplingConfig) -> Non
         raise EvaluationError(
             f"Sampling takes {how.steps} steps, but the diffusion has {timesteps}: set steps to at most {timesteps}."
         )
-    if how.is_guided and not pl_module.config.encoder.context_dropout:
-        raise EvaluationError(
-            f"guidance_scale is {how.guidance_scale}, but this model was trained without encoder.context_dropout, and "
-            "knows no null context to guide away from: set guidance_scale to 1, or train with "
-            "--model.config.encoder.context_dropout 0.1."
-        )
+    contract.check_guidance(how, pl_module.config)
 
 
 def shots_of(pl_module: Any, data: SetDataModule) -> int:

@@ -125,14 +125,14 @@ class SampleGridCallback(Callback):
         self._show(trainer, pl_module, "test")
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
-        log_dir = trainer.log_dir  # asks the other ranks, so before they leave
-        if not trainer.is_global_zero:
-            return
+        log_dir = trainer.log_dir  # asks the other ranks
         data = sets_of(trainer, self)
         self._check(pl_module, data)
         folder = Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "samples")
         with evaluating(trainer, pl_module, self):
-            grid = self._picture(data, pl_module)
+            grid = self._picture(data, pl_module) if trainer.is_global_zero else None
+        if grid is None:
+            return
         save_png(grid, folder / f"{name}.png")
         for logger in trainer.loggers:
             _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)

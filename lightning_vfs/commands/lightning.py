@@ -8,10 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks.predictions import PredictionWriter
+from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
+from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
@@ -29,10 +32,11 @@ class VFSCLI(LightningCLI):
 
     The data's set size, image size and channels become the model's. Beside a checkpoint, the configuration is the
     checkpoint's, flags decide on the optimizer and the like, and a flag that contradicts the weights is named.
+    `--ckpt_path last` is the newest checkpoint of this configuration's runs. `fit` writes one when it is told to end.
 
     Raises:
         ConfigError: flags that contradict each other or the checkpoint.
-        CheckpointError: the file is no checkpoint of ours.
+        CheckpointError: the file is no checkpoint of ours, or there is no last one.
         SetSizeMismatchError: the checkpoint's weights and the data state different set sizes.
     """
 
@@ -58,6 +62,15 @@ class VFSCLI(LightningCLI):
         finally:
             sys.argv = before
 
+    def after_instantiate_classes(self) -> None:
+        if self._read is not None:
+            self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def before_fit(self) -> None:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, PreemptionCheckpoint) for callback in callbacks):
+            callbacks.append(PreemptionCheckpoint())
+
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(verbose=False, **kwargs)
         if verbose:
@@ -74,6 +87,11 @@ class VFSCLI(LightningCLI):
         self.trainer.predict(return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        next(action for action in parser._actions if action.dest == "ckpt_path").help = HELP
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
@@ -82,10 +100,17 @@ class VFSCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning's hook where a checkpoint's hyper-parameters meet the flags; here the contract decides."""
         config = self.config[self.config["subcommand"]]
-        checkpoint = None
-        # `last`, `best` and `hpc` are found by the trainer; the model's load hook then checks them.
-        if config.get("ckpt_path") and config["ckpt_path"] not in ("last", "best", "hpc"):
+        checkpoint = self._read = None
+        if config.get("ckpt_path") in (LAST, LAST_IF_ANY):
+            found = last_checkpoint(config["ckpt_path"], self.config["subcommand"], config["trainer"])
+            config["ckpt_path"] = found and str(found)
+            if found:
+                # The processes that this one starts may look when there is a newer one.
+                sys.argv.append(f"--ckpt_path={found}")
+        # `best` and `hpc` are found by the trainer; the model's load hook then checks them.
+        if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "hpc"):
             checkpoint = read_checkpoint(config["ckpt_path"])
+            self._read = f"{config['ckpt_path']} of step {checkpoint.get('global_step')}"
             self._take_hyper_parameters(config["model"], checkpoint["hyper_parameters"])
         data = config["data"]["init_args"]
         if checkpoint is None:

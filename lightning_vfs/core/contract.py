@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import CheckpointError, ClassMismatchError, SetSizeMismatchError
+from lightning_vfs.core.errors import CheckpointError, ClassMismatchError, ConfigError, SetSizeMismatchError
+from lightning_vfs.core.sampling_config import SamplingConfig
 
 OnMismatch = Literal["error", "adapt"]
 
@@ -271,6 +272,37 @@ def check_labels(labels: Sequence[int], config: VFSConfig) -> None:
         raise ValueError(
             f"There is no class {', '.join(map(str, strange[:5]))}: this model knows its {encoder.num_classes} "
             f"training classes, 0 to {encoder.num_classes - 1}, and no others."
+        )
+
+
+def missing_label(config: VFSConfig) -> ValueError:
+    """What to raise where a class-conditional model gets no label."""
+    return ValueError(
+        "This model is conditioned on the class (encoder.architecture 'class_label'): give it `label`, integers (b,), "
+        f"numbers of training classes from 0 to {config.encoder.num_classes - 1}."
+    )
+
+
+def check_null_context(config: VFSConfig) -> None:
+    """Refuse images whose context is to be dropped, of a model that has nothing to put in its place.
+
+    Raises:
+        ValueError: the model has no null context.
+    """
+    if not config.encoder.context_dropout:
+        raise ValueError("This model has no null context: leave `dropped` out, or build it with context_dropout.")
+
+
+def check_guidance(how: SamplingConfig, config: VFSConfig) -> None:
+    """Refuse guidance of a model that was trained without a null context.
+
+    Raises:
+        ConfigError: there is no null context to guide away from.
+    """
+    if how.is_guided and not config.encoder.context_dropout:
+        raise ConfigError(
+            f"guidance_scale is {how.guidance_scale}, but this model knows no null context to guide away from: set "
+            "guidance_scale to 1, or train with --model.config.encoder.context_dropout 0.1."
         )
 
 

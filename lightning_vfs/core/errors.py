@@ -23,6 +23,10 @@ class CheckpointError(VFSError):
     """A file that is no checkpoint of ours, is damaged, or holds another model than the configuration describes."""
 
 
+class NonFiniteLossError(VFSError, ArithmeticError):
+    """A training step whose loss or gradients are infinite or not a number; raised before it changes a weight."""
+
+
 class SetSizeMismatchError(VFSError, ValueError):
     """Weights made for one set size met data or supports of another."""
 

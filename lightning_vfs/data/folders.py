@@ -56,8 +56,9 @@ class FolderSets(SetDataModule):
         # Reading all contents takes as long as decoding, at every start and on every rank. What the file system says
         # is nearly as good: a changed file may keep its size and set back its modification time, but not the time of
         # its last change, st_ctime. The price is that a copied data set is decoded again.
+        files = [str(path.relative_to(self.root)) for path in paths]
         content = {
-            "files": [[str(path.relative_to(self.root)), *_stamp(path)] for path in paths],
+            "files": [[file, *_stamp(path)] for file, path in zip(files, paths, strict=True)],
             "classes": [found.name for found in classes],
             "image": [self.channels, self.image_size],
             "versions": [DECODING, PIL.__version__],
@@ -69,7 +70,8 @@ class FolderSets(SetDataModule):
             pixels = torch.from_numpy(decode_all(paths, self.image_size, self.channels))
             return ClassImages(pixels, [found.name for found in classes], labels)
 
-        everything = cached_images(self.cache_dir, "folders", content_key(content), build)
+        cached = cached_images(self.cache_dir, "folders", content_key(content), build)
+        everything = ClassImages(cached.images, cached.class_names, cached.labels, files)
         splits = {split for found in classes if (split := found.split)}
         if not splits:
             return everything

@@ -45,6 +45,7 @@ class ClassImages:
         images: uint8 (N, c, h, w), images of a class next to each other; may be memory-mapped.
         class_names: name of every class.
         labels: int64 (N,), index into `class_names` of every image, in ascending order.
+        files: path of every image, for people; None where images are no files.
 
     Attributes:
         class_names: name of every class.
@@ -56,7 +57,13 @@ class ClassImages:
         DataError: the arguments do not fit each other.
     """
 
-    def __init__(self, images: torch.Tensor, class_names: Sequence[str], labels: ArrayLike) -> None:
+    def __init__(
+        self,
+        images: torch.Tensor,
+        class_names: Sequence[str],
+        labels: ArrayLike,
+        files: Sequence[str] | None = None,
+    ) -> None:
         labels = np.asarray(labels, dtype=np.int64)
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise DataError(f"images must be uint8 (N, c, h, w); got {images.dtype} {tuple(images.shape)}.")
@@ -64,7 +71,10 @@ class ClassImages:
             raise DataError(f"labels must be one number per image, {len(images)}; got the shape {labels.shape}.")
         if len(labels) and (labels[0] < 0 or labels[-1] >= len(class_names) or (np.diff(labels) < 0).any()):
             raise DataError(f"labels must be in ascending order, from 0 to {len(class_names) - 1} (classes less one).")
+        if files is not None and len(files) != len(images):
+            raise DataError(f"files must be one path per image, {len(images)}; got {len(files)}.")
         self._stored = images
+        self._files = files
         self._rows: np.ndarray | None = None
         self._set_classes(class_names, labels)
 
@@ -89,7 +99,7 @@ class ClassImages:
         return self._stored if self._rows is None else self._stored[torch.from_numpy(self._rows)]
 
     def select(self, class_indices: ArrayLike) -> ClassImages:
-        """A subset of the classes, in the order given, over the same stored pixels (nothing is copied)."""
+        """A subset of the classes, in the order given, over the same stored pixels and paths (nothing is copied)."""
         classes = np.asarray(class_indices, dtype=np.int64)
         counts = self.counts[classes]
         labels = np.repeat(np.arange(len(classes)), counts)
@@ -97,6 +107,7 @@ class ClassImages:
         rows = np.repeat(self.offsets[classes], counts) + position
         selected = object.__new__(ClassImages)
         selected._stored = self._stored
+        selected._files = self._files
         selected._rows = rows if self._rows is None else self._rows[rows]
         selected._set_classes([self.class_names[i] for i in classes], labels)
         return selected
@@ -120,6 +131,17 @@ class ClassImages:
     def pixels(self, indices: ArrayLike) -> torch.Tensor:
         """Images as a model takes them: float32 (..., c, h, w) in [-1, 1]; otherwise as `bytes`."""
         return to_pixels(self.bytes(indices))
+
+    def name_of(self, index: int) -> str:
+        """An image's file; without files its class, and its number there, counted from 0.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        label = self.labels[index]
+        if self._files is None:
+            return f"image {index - self.offsets[label]} of {self.class_names[label]}"
+        return self._files[index if self._rows is None else self._rows[index]]
 
     def episodes(self, num_images: int, shots: int, seed: int) -> Episodes:
         """Draw what a few-shot evaluation generates: held-out images, each with a support of its class.

@@ -17,7 +17,7 @@ from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data.cache import default_cache_dir
 from lightning_vfs.data.images import ClassImages
-from lightning_vfs.data.sets import SetLoader, SetSampler
+from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -151,9 +151,22 @@ class SetDataModule(LightningDataModule, ABC):
         sizes = [f"{name} {s.num_classes:,} classes, {len(s):,} images" for name, s in self._splits.items()]
         return f"{'; '.join(sizes)}; sets of {self.set_size} x {self.channels} x {self.image_size} x {self.image_size}"
 
+    def describe_sets(self, index: Sequence[int]) -> list[SetDescription]:
+        """Which class and images the training sets with these global indices are made of."""
+        sampler, images = self._sampler("train"), self.split("train")
+        plans = [sampler.set_at(i) for i in index]
+        return [
+            SetDescription(images.class_names[plan["label"][0]], tuple(map(images.name_of, plan["members"][0])))
+            for plan in plans
+        ]
+
     def _loader(self, name: Split) -> SetLoader:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return SetLoader(self._sampler(name), self.num_workers, pin_memory=on_cuda)
+
+    def _sampler(self, name: Split) -> SetSampler:
         trainer, training = self.trainer, name == "train"
-        sampler = SetSampler(
+        return SetSampler(
             self.split(name),
             set_size=self.set_size,
             num_sets=self.sets_per_epoch if training else self.eval_sets,
@@ -164,8 +177,6 @@ class SetDataModule(LightningDataModule, ABC):
             anew=training and not getattr(trainer, "overfit_batches", 0),
             drop_last=training,
         )
-        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        return SetLoader(sampler, self.num_workers, pin_memory=on_cuda)
 
     def _complete(self, given: Mapping[Split, ClassImages]) -> dict[Split, ClassImages]:
         """Take the splits that are not given from the classes of train."""

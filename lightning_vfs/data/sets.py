@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ class SetBatch(TypedDict):
     images: torch.Tensor
     label: torch.Tensor
     index: torch.Tensor
+
+
+class SetDescription(NamedTuple):
+    """A set in words: its class, and its images in their order."""
+
+    class_name: str
+    images: tuple[str, ...]
 
 
 class SetPlan(TypedDict):
@@ -111,16 +119,29 @@ class SetSampler(Sampler[SetPlan]):
 
     def __iter__(self) -> Iterator[SetPlan]:
         """Batches of the epoch, from number `start` on."""
-        rng = np.random.default_rng((self.seed, self.epoch))
-        label = balanced(self.images.num_classes, self.num_sets, rng)
-        members = self.images.offsets[label, None] + distinct(self.images.counts[label], self.set_size, rng)
-        index = self.epoch * self.num_sets + np.arange(self.num_sets)
+        drawn = self._draw(self.epoch)
         for first, end in zip(self._bounds[self.start : -1], self._bounds[self.start + 1 :], strict=True):
             mine = slice(
                 first + (end - first) * self.rank // self.world_size,
                 first + (end - first) * (self.rank + 1) // self.world_size,
             )
-            yield {"members": members[mine], "label": label[mine], "index": index[mine]}
+            yield _part(drawn, mine)
+
+    def set_at(self, index: int) -> SetPlan:
+        """The set with a global index, of whichever epoch and rank."""
+        epoch, position = divmod(index, self.num_sets)
+        return _part(self._draw(epoch), slice(position, position + 1))
+
+    def _draw(self, epoch: int) -> SetPlan:
+        """All sets of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        label = balanced(self.images.num_classes, self.num_sets, rng)
+        members = self.images.offsets[label, None] + distinct(self.images.counts[label], self.set_size, rng)
+        return {"members": members, "label": label, "index": epoch * self.num_sets + np.arange(self.num_sets)}
+
+
+def _part(plan: SetPlan, rows: slice) -> SetPlan:
+    return {"members": plan["members"][rows], "label": plan["label"][rows], "index": plan["index"][rows]}
 
 
 class _PlannedSets(Dataset[SetBatch]):
@@ -146,10 +167,15 @@ class SetLoader:
         sampler: plans the batches.
         num_workers: processes that fetch batches; 0 fetches in this one.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
+
+    Attributes:
+        waited: seconds that this process has waited for batches, in all.
     """
 
     def __init__(self, sampler: SetSampler, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.batch_sampler = sampler
+        self.num_workers = num_workers
+        self.waited = 0.0
         self._loader: DataLoader[SetBatch] = DataLoader(
             _PlannedSets(sampler.images),
             sampler=sampler,
@@ -173,9 +199,12 @@ class SetLoader:
         self.batch_sampler.start = self._delivered if self._resuming and self._epoch == self.batch_sampler.epoch else 0
         self._resuming = False
         self._epoch, self._delivered = self.batch_sampler.epoch, self.batch_sampler.start
+        start = time.perf_counter()
         for batch in self._loader:
+            self.waited += time.perf_counter() - start
             self._delivered += 1
             yield batch
+            start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """Position to resume from; Lightning stores it in checkpoints, so that an epoch goes on where it stopped."""

@@ -157,8 +157,11 @@ class FlaxVFSDDPM:
             dropped: bool (b, n), images whose context is replaced by the null context.
 
         Raises:
-            ValueError: no latent_noise for a variational context, no label for a class-conditional model.
+            ValueError: no latent_noise for a variational context, no label for a class-conditional model, or dropped
+                images of a model without a null context.
         """
+        if dropped is not None:
+            contract.check_null_context(self.config)
         encoder_rng, denoiser_rng = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x_set, t, noise = jnp.asarray(x_set), jnp.asarray(t), jnp.asarray(noise)
         n, *image = x_set.shape[1:]
@@ -168,7 +171,7 @@ class FlaxVFSDDPM:
             if latent_noise is None:
                 raise ValueError("A variational context is drawn in training: give `latent_noise`.")
             context, kl = self.networks.draw(params, context, latent_noise)
-        if self.config.encoder.context_dropout and context is not None and dropped is not None:
+        if context is not None and dropped is not None:
             dropped = jnp.reshape(dropped, (-1,) + (1,) * (context.ndim - 1))
             context = jnp.where(dropped, params["null_context"], context)
         x_t = self.diffusion.q_sample(x_0, t_image, noise)
@@ -273,11 +276,7 @@ class FlaxVFSDDPM:
     def _guides(self, support: Any, label: Any, how: SamplingConfig) -> jax.Array | None:
         """What conditions generation: contexts (b, ...), supports where the encoder sees t, or None."""
         encoder = self.config.encoder
-        if how.is_guided and not encoder.context_dropout:
-            raise ConfigError(
-                f"guidance_scale is {how.guidance_scale}, but this model knows no null context to guide away from: set "
-                "guidance_scale to 1, or train with --model.config.encoder.context_dropout 0.1."
-            )
+        contract.check_guidance(how, self.config)
         if not encoder.takes_support:
             if support is not None:
                 contract.check_support(tuple(support.shape), self.config)

@@ -11,14 +11,16 @@ from einops import rearrange
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import complete, keep_first, leave_one_out, pool_tokens
+from lightning_vfs.core.unet import EMBEDDING_RATIO
 from lightning_vfs.flax.context import ClassContext, DiscreteContext, GaussianContext
 from lightning_vfs.flax.dit import DiT
 from lightning_vfs.flax.encoder import SetEncoder, ViTEncoder
 from lightning_vfs.flax.layers import MLPProjection, TimeEmbed
-from lightning_vfs.flax.unet import EMBEDDING_RATIO, UNet, UNetEncoder
+from lightning_vfs.flax.unet import UNet, UNetEncoder
 
 Params = dict[str, Any]
 """Nested: network ("encoder", "dit", ...) -> "params" -> its layers' names -> arrays. "null_context" is an array."""
@@ -79,10 +81,7 @@ class Networks:
         if self.config.encoder.architecture == "none":
             return None
         if label is None:
-            raise ValueError(
-                "This model is conditioned on the class (encoder.architecture 'class_label'): give it `label`, int "
-                f"(b,), numbers of training classes from 0 to {self.config.encoder.num_classes - 1}."
-            )
+            raise contract.missing_label(self.config)
         return self._apply("encoder", params, label)
 
     def encode(

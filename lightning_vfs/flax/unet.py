@@ -10,11 +10,9 @@ from flax import linen as nn
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
+from lightning_vfs.core.unet import EMBEDDING_RATIO
 from lightning_vfs.flax.layers import MlpBlock, TimeEmbed
 from lightning_vfs.flax.unet_blocks import BlockOptions, Conv3x3, Direction, HalfUNet, UpLevel, group_norm
-
-EMBEDDING_RATIO = 4
-"""Width of the embedding that modulates the residual blocks, over the width of the first level."""
 
 
 class UNet(HalfUNet):

@@ -14,9 +14,8 @@ from flax import linen as nn
 
 from lightning_vfs.core.config import EncoderConfig
 from lightning_vfs.core.denoiser_config import DenoiserConfig
+from lightning_vfs.core.unet import norm_groups
 from lightning_vfs.flax.attention import CrossAttention
-
-MAX_GROUPS = 32
 
 Direction = Literal["down", "up"]
 
@@ -198,12 +197,8 @@ class Resample(nn.Module):
 
 
 def group_norm(dim: int, name: str) -> nn.GroupNorm:
-    """GroupNorm of at most 32 groups, with two channels or more in each; over all axes between the first and the last.
-
-    A group of one channel would subtract all that an embedding adds to it, which is alike at every position.
-    """
-    groups = max(groups for groups in range(1, MAX_GROUPS + 1) if dim % groups == 0 and (groups == 1 or groups < dim))
-    return nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, name=name)
+    """GroupNorm of `norm_groups(dim)` groups, over all axes between the first and the last."""
+    return nn.GroupNorm(norm_groups(dim), epsilon=1e-5, use_fast_variance=False, name=name)
 
 
 def _resample(dim: int, direction: Direction, options: BlockOptions) -> nn.Module:

@@ -60,7 +60,7 @@ def _transformer_encoder(table: ParameterTable, config: VFSConfig) -> None:
         ours, layer = f"encoder.layers.{i}", f"{path}/transformer/layer_{i}"
         table.norm(f"{ours}.norm1", f"{layer}/LayerNorm_0")
         if config.encoder.architecture == "set_vit":
-            table.same(f"{ours}.attn.temperature", f"{layer}/{attention}/temperature")
+            table.scalar(f"{ours}.attn.temperature", f"{layer}/{attention}/temperature")
         table.dense(f"{ours}.attn.to_qkv", f"{layer}/{attention}/Dense_0", bias=False)
         table.dense(f"{ours}.attn.to_out", f"{layer}/{attention}/Dense_1")
         table.norm(f"{ours}.norm2", f"{layer}/LayerNorm_1")

@@ -117,12 +117,13 @@ def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_adamw(model, model.optimizer_config, fused=False).param_groups
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    numbers = [i for group in states[0].get("param_groups", ()) for i in group["params"]]
     of_parameter: dict[int, dict[str, Tensor]] = states[0]["state"]
-    if set(of_parameter) != set(range(len(ordered))):
+    if len(numbers) != len(ordered) or set(of_parameter) != set(numbers):
         return None
     zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     moments = [
-        arrays(zeros | {name: of_parameter[i][moment] for i, name in enumerate(ordered)})
+        arrays(zeros | {name: of_parameter[i][moment] for i, name in zip(numbers, ordered, strict=True)})
         for moment in ("exp_avg", "exp_avg_sq")
     ]
     return Moments(*moments)

@@ -35,12 +35,13 @@ class Parameter:
 
     def to_jax(self, value: np.ndarray) -> dict[str, np.ndarray]:
         """Its leaves by path, as views."""
+        value = np.atleast_1d(value)  # files of 0.1.0 have scalars
         parts = np.split(value, len(self.paths)) if len(self.paths) > 1 else [value]
         leaves = [self._rearranged(part, self.ours, self.theirs) for part in parts]
         return dict(zip(self.paths, leaves, strict=True))
 
     def _rearranged(self, value: np.ndarray, before: str, after: str) -> np.ndarray:
-        return value if before == after else rearrange(value, f"{before} -> {after}", **self.sizes)
+        return value if before == after else rearrange(np.asarray(value), f"{before} -> {after}", **self.sizes)
 
 
 class ParameterTable(list[Parameter]):
@@ -49,6 +50,10 @@ class ParameterTable(list[Parameter]):
     def same(self, ours: str, path: str) -> None:
         """A parameter that is the same on both sides."""
         self.append(Parameter(ours, (path,)))
+
+    def scalar(self, ours: str, path: str) -> None:
+        """A number: () in flax, (1,) in torch."""
+        self.append(Parameter(ours, (path,), "", "1"))
 
     def dense(self, ours: str, path: str, bias: bool = True) -> None:
         """A linear layer: a kernel of flax is (in, out), a weight of torch (out, in)."""

@@ -87,9 +87,18 @@ class LSA(EncoderAttention):
 
     def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__(dim, heads, dim_head, dropout)
-        self.temperature = nn.Parameter(torch.tensor(math.log(dim_head**-0.5)))
+        # (1,) and not a scalar, which FSDP cannot shard
+        self.temperature = nn.Parameter(torch.tensor([math.log(dim_head**-0.5)]))
+        self.register_load_state_dict_pre_hook(_scalar_temperature)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, key: Tensor | None) -> Tensor:
         others = ~torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
         # A learned scale cannot be an argument of the fused kernel, which takes a float: it goes into the queries.
         return self._attention(q * self.temperature.exp().to(q.dtype), k, v, others, 1.0, key)
+
+
+def _scalar_temperature(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Take weights of 0.1.0, in which the temperature is a scalar."""
+    name = f"{prefix}temperature"
+    if name in state_dict:
+        state_dict[name] = state_dict[name].reshape(1)

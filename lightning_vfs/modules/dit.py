@@ -122,7 +122,7 @@ class DiT(nn.Module):
         for block in self.blocks:
             x = block(x, condition, context, key)
         image = unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
-        return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad]
+        return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad] if pad else image
 
     def _condition(self, t: Tensor, context: Tensor | None) -> Tensor:
         time = self.time_embed(timestep_embedding(t * self.timestep_scale, TIMESTEP_FEATURES, torch.float32))

@@ -130,10 +130,7 @@ class FewShotDiffusion(nn.Module):
         if self.encoder is None:
             return None
         if label is None:
-            raise ValueError(
-                "This model is conditioned on the class (encoder.architecture 'class_label'): give it `label`, int64 "
-                f"(b,), numbers of training classes from 0 to {self.config.encoder.num_classes - 1}."
-            )
+            raise contract.missing_label(self.config)
         return self.encoder(label)
 
     def _encode(
@@ -190,8 +187,8 @@ class FewShotDiffusion(nn.Module):
         """
         if self.posterior is not None and latent_noise is None:
             raise ValueError("A variational context is drawn in training: give `latent_noise`.")
-        if dropped is not None and self.null_context is None:
-            raise ValueError("This model has no null context: leave `dropped` out, or build it with context_dropout.")
+        if dropped is not None:
+            contract.check_null_context(self.config)
         b, n = x_set.shape[:2]
         diffused = x_set if latents is None else latents
         seen = diffused if self.config.latent.encoder_input == "latents" else x_set
@@ -256,8 +253,9 @@ class FewShotDiffusion(nn.Module):
             SetSizeMismatchError: the support is empty or larger than the model takes.
             ValueError: another shape of images, no t for an encoder that sees it, or a model that takes no support.
         """
-        if support.ndim == 4:
-            support = support[None]
+        return self._encode_support(support[None] if support.ndim == 4 else support, t)
+
+    def _encode_support(self, support: Tensor, t: Tensor | None = None) -> Tensor:
         contract.check_support(tuple(support.shape), self.config)
         support = support.to(self._where)
         with self._evaluating():
@@ -418,19 +416,15 @@ class FewShotDiffusion(nn.Module):
 
     def _guide(self, support: Tensor | None, label: Tensor | None, how: SamplingConfig) -> Guide:
         """What conditions generation; encoded once unless the encoder sees t."""
-        if how.is_guided and self.null_context is None:
-            raise ConfigError(
-                f"guidance_scale is {how.guidance_scale}, but this model knows no null context to guide away from: set "
-                "guidance_scale to 1, or train with --model.config.encoder.context_dropout 0.1."
-            )
+        contract.check_guidance(how, self.config)
         if self.config.encoder.takes_support:
             if support is None or label is not None:
                 raise ValueError(
                     "This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one."
                 )
             if self.config.encoder.time_token == "timestep":
-                return Guide(lambda t: self.encode(support, t.expand(support.shape[0])), self.null_context)
-            context: Tensor | None = self.encode(support)
+                return Guide(lambda t: self._encode_support(support, t.expand(support.shape[0])), self.null_context)
+            context: Tensor | None = self._encode_support(support)
         else:
             if support is not None:
                 contract.check_support(tuple(support.shape), self.config)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,36 @@ def apply_settings(
     scheduler.base_lrs = [config.learning_rate for _ in optimizer.param_groups]
     for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group["lr"] = config.learning_rate * factor(scheduler.last_epoch)
+
+
+def number_by_module(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
+    """An optimizer's state whose parameters are numbered as in `module.parameters()`, and not group after group.
+
+    An optimizer takes either, but strategies that shard go by the module's order.
+    """
+    stored = [i for group in state["param_groups"] for i in group["params"]]
+    to_ours = dict(zip(stored, _numbers(optimizer, module), strict=True))
+    groups = [group | {"params": [to_ours[i] for i in group["params"]]} for group in state["param_groups"]]
+    return {"state": {to_ours[i]: values for i, values in state["state"].items()}, "param_groups": groups}
+
+
+def check_numbering(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Refuse a state in which a strategy that shards would take a parameter's moments for another's.
+
+    Raises:
+        CheckpointError: the parameters are not numbered as by `number_by_module`.
+    """
+    if [i for group in state["param_groups"] for i in group["params"]] != _numbers(optimizer, module):
+        raise CheckpointError(
+            "The checkpoint's optimizer numbers its parameters group after group, as version 0.1.0 did, and a sharded "
+            "run cannot tell them apart: go on from it for a step in one process, and from what that saves here."
+        )
+
+
+def _numbers(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[int]:
+    """Place in `module.parameters()` of the optimizer's parameters, group after group."""
+    number = {id(parameter): i for i, parameter in enumerate(module.parameters())}
+    return [number[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def warmup_cosine(step: int, warmup_steps: int, decay_steps: int) -> float:

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
+from lightning_vfs.core.unet import EMBEDDING_RATIO
 from lightning_vfs.modules.dropout import number_dropout
 from lightning_vfs.modules.layers import FeedForward, Projection, TimestepMLP, initialize_zero, required_timestep
 from lightning_vfs.modules.noise import random_bits
 from lightning_vfs.modules.unet_blocks import BlockOptions, HalfUNet, UpLevel, group_norm, initialize_residuals
-
-EMBEDDING_RATIO = 4
-"""Width of the embedding that modulates the residual blocks, over the width of the first level."""
 
 
 class UNet(HalfUNet):

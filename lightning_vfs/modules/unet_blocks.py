@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from lightning_vfs.core.config import EncoderConfig
 from lightning_vfs.core.denoiser_config import DenoiserConfig
+from lightning_vfs.core.unet import norm_groups
 from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.dropout import Dropout
 from lightning_vfs.modules.layers import LAYER_NORM_EPS, initialize_zero
-
-MAX_GROUPS = 32
 
 Direction = Literal["down", "up"]
 
@@ -227,12 +226,8 @@ class Resample(nn.Module):
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
-    """GroupNorm of at most 32 groups, with two channels or more in each.
-
-    A group of one channel would subtract all that an embedding adds to it, which is alike at every position.
-    """
-    groups = max(groups for groups in range(1, MAX_GROUPS + 1) if dim % groups == 0 and (groups == 1 or groups < dim))
-    return nn.GroupNorm(groups, dim)
+    """GroupNorm of `norm_groups(dim)` groups."""
+    return nn.GroupNorm(norm_groups(dim), dim)
 
 
 def initialize_residuals(module: nn.Module) -> None:

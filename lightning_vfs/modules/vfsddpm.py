@@ -12,10 +12,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vfs.core import contract
@@ -25,6 +26,7 @@ from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
 from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, check_contents, read_checkpoint
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
+from lightning_vfs.modules.anomalies import SetLosses, StepGuard
 from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import (
@@ -37,8 +39,16 @@ from lightning_vfs.modules.noise import (
     indexed_uniform,
     sample_keys,
 )
-from lightning_vfs.modules.optimizer import OptimizerConfig, apply_settings, build_adamw, warmup_cosine
+from lightning_vfs.modules.optimizer import (
+    OptimizerConfig,
+    apply_settings,
+    build_adamw,
+    check_numbering,
+    number_by_module,
+    warmup_cosine,
+)
 from lightning_vfs.modules.set_encoder import SetEncoder
+from lightning_vfs.modules.sharding import check_strategy, cut, gathered, is_sharded, shard
 from lightning_vfs.modules.spt import SPT
 from lightning_vfs.modules.timestep_sampling import LossSecondMoment
 
@@ -58,6 +68,8 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
             less memory, and about a third more time.
         on_set_size_mismatch: `error`, or `adapt`: sets of another size than the model's are completed with zero
             images, or subsampled by seed.
+        skip_nonfinite: leave out steps whose loss or gradients are not finite, and count them in
+            `train/skipped_steps`; otherwise such a step stops the run.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -70,6 +82,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         compile: bool = False,
         checkpoint_activations: bool = False,
         on_set_size_mismatch: contract.OnMismatch = "error",
+        skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(config if isinstance(config, VFSConfig) else VFSConfig.from_dict(config))
         self.optimizer_config = (
@@ -78,6 +91,8 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         if on_set_size_mismatch not in ("error", "adapt"):
             raise ConfigError(f"on_set_size_mismatch is {on_set_size_mismatch!r}; allowed: 'error', 'adapt'.")
         self.on_set_size_mismatch = on_set_size_mismatch
+        self._guard = StepGuard(skip_nonfinite)
+        self._set_losses: SetLosses | None = None
         for module in self.modules():
             if isinstance(module, NetworkBlock):
                 module.checkpoint_activations = checkpoint_activations
@@ -92,6 +107,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
                 "compile": compile,
                 "checkpoint_activations": checkpoint_activations,
                 "on_set_size_mismatch": on_set_size_mismatch,
+                "skip_nonfinite": skip_nonfinite,
             }
         )
 
@@ -101,12 +117,41 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way.
 
         Raises:
+            ConfigError: the trainer's strategy shards in a way that is not supported.
             ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
         """
         _ = self.autoencoder
         strategy = self.trainer.strategy
+        check_strategy(strategy)
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None of its own; Lightning's hook before callbacks are set up."""
+        # It says that averages are not sharded with the model; below they are.
+        warnings.filterwarnings(
+            "ignore", message="You're using the WeightAveraging callback with a model that overrides"
+        )
+        return []
+
+    def configure_model(self) -> None:
+        """Under Lightning's ModelParallelStrategy: shard this module, and its average, over all ranks (FSDP2)."""
+        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self):
+            return
+        averaging = self._averaging
+        # Weight averaging calls this, too, before it copies the module, and what is sharded cannot be copied.
+        if averaging is not None and averaging._average_model is None and self.trainer.state.fn == "fit":
+            return
+        mesh = self.trainer.strategy.device_mesh["data_parallel"]
+        shard(self, mesh, compile=self.hparams["compile"])
+        if averaging is not None and averaging._average_model is not None:
+            shard(averaging._average_model.module, mesh)
+
+    @property
+    def _averaging(self) -> WeightAveraging | None:
+        """The trainer's callback that averages weights, if there is one."""
+        callbacks = getattr(self._trainer, "callbacks", ())
+        return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
 
     def on_fit_start(self) -> None:
         """After a checkpoint, if any, is loaded: hold the data's set size against the weights'."""
@@ -159,21 +204,47 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
                 that differs.
             SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
         """
+        if is_sharded(self):
+            # Lightning has cut and loaded the weights of the file, and taken them out of the checkpoint.
+            whole = read_checkpoint(cast(Path, self.trainer.ckpt_path))
+            for name in ("state_dict", "current_model_state"):
+                if name in whole:
+                    checkpoint[name] = cut(whole[name], self)
+            for state, optimizer in zip(whole.get("optimizer_states", ()), self.trainer.optimizers, strict=False):
+                check_numbering(state, optimizer, self)
         check_contents(checkpoint, "The file")
         contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
         config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes())
         self._adopt(config)
         if "class_names" in checkpoint:
             self.class_names = tuple(checkpoint["class_names"])
+        self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
         # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
-        for callback in getattr(self._trainer, "callbacks", ()):
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-                cast(VFSDDPM, callback._average_model.module)._adopt(config)
+        averaging = self._averaging
+        if averaging is not None and averaging._average_model is not None:
+            cast(VFSDDPM, averaging._average_model.module)._adopt(config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is no weight: the classes of a class-conditional model, and the losses that timesteps are drawn by."""
+        """What is no weight: the classes of a class-conditional model, the losses that timesteps are drawn by, and the
+        number of skipped steps.
+
+        Where the model is sharded, the weights are gathered: a checkpoint does not tell how many ranks it is from.
+
+        Raises:
+            NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
+        """
+        self._guard.settle(self)
+        if self._guard.skipped:
+            checkpoint["skipped_steps"] = int(self._guard.skipped)
+        if is_sharded(self):
+            for name in ("state_dict", "current_model_state"):
+                if name in checkpoint:
+                    checkpoint[name] = gathered(checkpoint[name], keep=self.trainer.is_global_zero)
+        elif "optimizer_states" in checkpoint:
+            states = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
+            checkpoint["optimizer_states"] = [number_by_module(*each, self) for each in states]
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
         if self.timestep_sampler is not None:
@@ -238,9 +309,25 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         return torch.compile(self.losses, fullgraph=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self._set_losses = None
         loss = self.batch_loss(batch, batch_idx)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        mean = self._of_all_ranks_cat(loss.detach()[None]).mean()
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._guard.add(batch_idx, mean, self._set_losses, first)
+        self.log("train/loss", mean, prog_bar=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """A step that is not finite changes no weight. A subclass with its own such hook calls this one.
+
+        Raises:
+            NonFiniteLossError: its loss or its gradients are not finite, and `skip_nonfinite` is false. On a GPU this
+                is noticed one step later.
+        """
+        self._guard.before_step(self, optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        self._guard.settle(self)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluation_step(batch, batch_idx, "val/loss", prog_bar=True)
@@ -291,10 +378,15 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         else:
             t, weight = sampler.draw(uniform)
         latents = self.latents(x_set) if self.config.latent.autoencoder else None
-        losses = self._compiled_losses if self.training and self.hparams["compile"] else self.losses
+        compiled = self.training and self.hparams["compile"] and not is_sharded(self)
+        losses = self._compiled_losses if compiled else self.losses
         loss, kl = losses(x_set, t, latents=latents, label=label, **self._random_numbers(x_set.shape[1], index))
         if sampler is not None:
             sampler.update(self._of_all_ranks_cat(t), self._of_all_ranks_cat(loss.detach()))
+        if self.training:
+            total = loss if kl is None else loss + self.config.encoder.kl_weight * kl
+            named = batch.get("label") if isinstance(batch, dict) else None
+            self._set_losses = SetLosses(index, t, total.detach(), named)
         loss = loss.mean() if weight is None else (weight * loss).mean()
         return loss if kl is None else loss + self.config.encoder.kl_weight * kl.mean()
 

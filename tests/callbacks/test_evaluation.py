@@ -236,7 +236,7 @@ def test_sampler_and_guidance_reach_the_model_and_the_record(evaluated, guidable
 def test_guidance_needs_a_null_context(trainer, guidable, data, fid):
     model = guidable(context_dropout=0.0)
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(EvaluationError, match=r"guidance_scale is 2.0, .* train with .*context_dropout 0.1"):
+    with pytest.raises(ConfigError, match=r"guidance_scale is 2.0, .* train with .*context_dropout 0.1"):
         trainer(fid(guidance_scale=2.0)).fit(model, datamodule=data())
     assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
 

@@ -57,6 +57,21 @@ def test_what_does_not_fit_is_refused(images: torch.Tensor, labels: list[int], m
         ClassImages(images, ["a", "b"], labels)
 
 
+def test_an_image_is_called_by_its_file_or_by_its_class_and_number(numbered: Numbered) -> None:
+    plain = numbered([2, 3, 0, 4])
+    assert [plain.name_of(i) for i in (1, 2, 8)] == ["image 1 of a", "image 0 of b", "image 3 of d"]
+    assert plain.select([3, 0]).select([1]).name_of(1) == "image 1 of a"
+    files = [f"{i}.png" for i in range(9)]
+    images = ClassImages(plain.images, plain.class_names, plain.labels, files)
+    assert [images.name_of(i) for i in range(9)] == files
+    assert [images.select([3, 0]).name_of(i) for i in range(6)] == [f"{i}.png" for i in (5, 6, 7, 8, 0, 1)]
+    assert images.select([3, 1, 0]).select([1, 2]).name_of(4) == "1.png"
+    with pytest.raises(IndexError):
+        images.select([3, 0]).name_of(6)
+    with pytest.raises(DataError, match="one path per image, 9; got 8"):
+        ClassImages(plain.images, plain.class_names, plain.labels, files[1:])
+
+
 def test_a_support_holds_distinct_other_images_of_the_targets_class(numbered: Numbered) -> None:
     images = numbered([6, 7, 30])
     episodes = images.episodes(43, 5, seed=1)

@@ -61,6 +61,17 @@ def test_other_and_hidden_files_are_ignored_and_deeper_folders_belong_to_their_c
     assert images.counts.tolist() == [3, 3, 3, 5, 3, 3, 3, 3, 3, 3]  # type: ignore[union-attr]
 
 
+def test_images_are_called_by_their_paths_below_the_root(image_folder: Write) -> None:
+    root = image_folder(
+        {f"{split}/{name}/{j}.png": j for split, name in (("train", "b"), ("val", "a")) for j in (1, 2)}
+    )
+    for data in (sets(root, split_fractions=(0.5, 0.5, 0)), sets(root, split_fractions=(0.5, 0.5, 0))):  # then cached
+        for split, name in (("train", "b"), ("val", "a")):
+            images = data.split(split)  # type: ignore[arg-type]
+            assert [images.name_of(i) for i in range(2)] == [f"{split}/{name}/1.png", f"{split}/{name}/2.png"]
+            assert images.bytes([0, 1])[:, 0, 0, 0].tolist() == [1, 2]
+
+
 def test_explicit_splits_are_kept(image_folder: Write) -> None:
     splits = ("train", "val", "test")
     root = image_folder({f"{split}/{split}{i}/{j}.png": j for split in splits for i in range(3) for j in range(2)})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.data import ClassImages, SetDataModule
@@ -27,6 +28,26 @@ def indices(loader: Any) -> list[int]:
 
 def members(loader: Any) -> list[list[int]]:
     return [row for batch in loader for row in ((batch["images"][:, :, 0, 0, 0] + 1) * 127.5).round().long().tolist()]
+
+
+@pytest.mark.parametrize("overfit", [False, True])
+def test_training_sets_are_described_by_the_classes_and_images_that_were_delivered(
+    numbered_sets: Sets, overfit: bool
+) -> None:
+    data = numbered_sets(seed=3)
+    everything = data.load()
+    if overfit:
+        data.trainer = Trainer(overfit_batches=2, logger=False, enable_checkpointing=False)
+    loader = data.train_dataloader()
+    for epoch in (0, 4):
+        loader.batch_sampler.set_epoch(epoch)
+        described = [one for batch in loader for one in data.describe_sets(batch["index"].tolist())]
+        delivered = members(loader)
+        assert [list(one.images) for one in described] == [[everything.name_of(i) for i in row] for row in delivered]
+        assert [one.class_name for one in described] == [
+            everything.class_names[everything.labels[row[0]]] for row in delivered
+        ]
+    assert data.describe_sets([]) == []
 
 
 def test_splits_share_no_class_and_hold_all_of_them_by_their_shares(numbered_sets: Sets) -> None:

@@ -192,7 +192,7 @@ def test_a_class_conditional_model_learns_from_labels(tiny_model) -> None:
     model.train().batch_loss(batch).backward()
     touched = model.encoder.table.grad.abs().sum(dim=1) > 0
     assert touched.tolist() == [True, False, True]
-    with pytest.raises(ValueError, match="give it `label`, int64"):
+    with pytest.raises(ValueError, match="give it `label`, integers"):
         model.batch_loss({"images": X_SET, "index": INDEX})
 
 

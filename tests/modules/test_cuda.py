@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from lightning_vfs import VFSDDPM
+from lightning_vfs.core.errors import NonFiniteLossError
 from lightning_vfs.data import FolderSets
 from tests.conftest import tiny_config
+from tests.modules.anomaly_ranks import ByContrast, data_of, model_of, write_images
+from tests.modules.anomaly_ranks import trainer_of as anomaly_trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,3 +74,36 @@ def test_a_step_copies_nothing_between_host_and_device(tiny_model, parts: dict) 
         model.batch_loss(batch).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class WithoutWaiting(ByContrast):
+    """After the first step, one that makes the host wait for the GPU is an error."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        with self.waiting_refused():
+            return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        with self.waiting_refused():
+            super().on_before_optimizer_step(optimizer)
+
+    @contextmanager
+    def waiting_refused(self) -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode("error" if self.trainer.global_step else "default")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_bad_step_changes_no_weight_and_is_noticed_without_waiting(tmp_path: Path) -> None:
+    images, cuda = write_images(tmp_path), {"accelerator": "cuda", "devices": 1}
+    model, trainer = model_of(WithoutWaiting, skip=True), anomaly_trainer(**cuda)
+    trainer.fit(model, datamodule=data_of(images, 5))
+    assert trainer.callback_metrics["train/skipped_steps"] == 1
+    before, stopped = model_of(), model_of()
+    anomaly_trainer(max_steps=1, **cuda).fit(before, datamodule=data_of(images, 3))
+    with pytest.raises(NonFiniteLossError, match=r"optimizer step 2 \(epoch 0\) is inf, by 1 of its 2 sets:\n  blank "):
+        anomaly_trainer(**cuda).fit(stopped, datamodule=data_of(images, 3))
+    for ours, theirs in zip(stopped.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -80,6 +80,14 @@ def test_padding_is_zeros_around_the_image_that_are_cut_off_again() -> None:
     torch.testing.assert_close(padded(x_t, t, context), expected)
 
 
+def test_weights_of_0_1_0_in_which_the_temperature_is_a_scalar_load() -> None:
+    weights = SetEncoder(tiny_config()).state_dict()
+    name = "layers.0.attn.temperature"
+    encoder = SetEncoder(tiny_config())
+    encoder.load_state_dict(weights | {name: torch.tensor(-1.5)})
+    assert torch.equal(encoder.layers[0].attn.temperature, torch.tensor([-1.5]))
+
+
 def test_the_time_token_is_seen_and_cannot_be_forgotten() -> None:
     encoder = SetEncoder(tiny_config(encoder={"time_token": "timestep"})).eval()
     x_set = torch.randn(2, 6, 3, 8, 8)

@@ -1,0 +1,155 @@
+"""PreemptionCheckpoint: a run that is told to end writes a checkpoint first, and goes on from it exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+
+class PreemptionCheckpoint(Callback):
+    """Write `last.ckpt` and end the run on SIGTERM, and on the signal by which SLURM announces a job's end.
+
+    A signal is only noted when it comes. At the end of the next training batch that steps the optimizer, when no
+    gradient is half accumulated and no average is in the place of the weights, all ranks write the checkpoint together;
+    one rank that was told is enough. It goes to the folder of the first ModelCheckpoint, or to `checkpoints` in the
+    trainer's root where there is none. What is due after that step, such as a validation, is still done and logged,
+    and then the run ends: the process exits with 143 (128 + 15) after SIGTERM. Further signals change nothing. A
+    signal that comes during a validation or an evaluation waits for it and for the next training step.
+
+    Where the trainer's SLURMEnvironment requeues (its default), it also listens to its `requeue_signal` (SIGUSR1) and
+    has the job requeued as soon as the checkpoint is written: exit status 0, or 138 (128 + 10) if SLURM refused.
+
+    A run that is resumed with this callback equals one that was never interrupted, also where Lightning alone would go
+    on with the next epoch (an epoch that `max_steps` cut short), or write a checkpoint that lacks accumulated gradients
+    (at the first batch after resuming).
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._signal: int | None = None
+        self._exit_status: int | None = None
+        self._requeue_signal = _requeue_signal(trainer)
+        # Last of all, after averages and the bookkeeping of other callbacks: their state is part of the checkpoint.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            _reopen_unfinished_epoch(checkpoint["loops"]["fit_loop"])
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    # It does not remember that it has saved at this step, and would again, in the next batch.
+                    callback._last_global_step_saved = checkpoint["global_step"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and trainer.fit_loop._should_accumulate():
+            rank_zero_warn(
+                f"The checkpoint of step {trainer.global_step} is written while gradients are accumulated for the next "
+                "one, and lacks them: a run that goes on from it will differ. Let ModelCheckpoint save by "
+                "`every_n_train_steps`, or validate at multiples of `accumulate_grad_batches`."
+            )
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+        self._listen()
+
+    def _listen(self) -> None:
+        """In place of Lightning's handlers, which act at once; it takes care to restore those that were before."""
+        if threading.current_thread() is not threading.main_thread():
+            rank_zero_warn("PreemptionCheckpoint hears no signals: Python gives them to the main thread alone.")
+            return
+        for signum in (signal.SIGTERM, self._requeue_signal):
+            if signum is not None:
+                signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self._signal is None:
+            self._signal = signum
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        requeue = trainer.strategy.reduce_boolean_decision(
+            self._signal is not None and self._signal == self._requeue_signal, all=False
+        )
+        path = _path(trainer)
+        trainer.save_checkpoint(path, weights_only=False)
+        for logger in trainer.loggers:
+            logger.save()
+        signum = self._requeue_signal if requeue and self._requeue_signal is not None else signal.SIGTERM
+        rank_zero_info(
+            f"{signal.Signals(signum).name}: step {trainer.global_step} is saved in {path}, and the run ends. "
+            "Go on with the same command and --ckpt_path last."
+        )
+        requeued = requeue and trainer.strategy.broadcast(trainer.is_global_zero and _requeue())
+        self._exit_status = 0 if requeued or _is_child(trainer) else 128 + signum
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if self._exit_status is not None:
+            raise SystemExit(self._exit_status)
+
+
+def _path(trainer: pl.Trainer) -> str:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+            return os.path.join(callback.dirpath, "last.ckpt")
+    return os.path.join(trainer.default_root_dir, "checkpoints", "last.ckpt")
+
+
+def _requeue_signal(trainer: pl.Trainer) -> signal.Signals | None:
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal
+    return None
+
+
+def _is_child(trainer: pl.Trainer) -> bool:
+    """Whether Lightning's first process started this one: it kills all of them when one exits with an error."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+
+
+def _requeue() -> bool:
+    """Have SLURM put this job, or this task of an array, into its queue again; says so if it cannot."""
+    job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        rank_zero_warn(f"`scontrol requeue {job}` failed: {said}. Submit it again, with --ckpt_path last.")
+        return False
+    rank_zero_info(f"SLURM has put job {job} into its queue again.")
+    return True
+
+
+def _reopen_unfinished_epoch(loop: dict[str, Any]) -> None:
+    """Go on in the middle of the epoch that `max_steps` cut short, which Lightning counts as done when it saves."""
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    begun = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
+    resumable = bool(loop["state_dict"].get("combined_loader"))
+    if begun and resumable and epochs["current"]["processed"] == epochs["current"]["started"]:
+        for progress in epochs.values():
+            progress["processed"] -= 1
+            progress["completed"] = progress["processed"]

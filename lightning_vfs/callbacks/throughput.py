@@ -1,0 +1,158 @@
+"""ThroughputCallback: how fast a run trains, how much of the device it uses, and whether the data keeps up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ThroughputMonitor
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.data.sets import SetLoader
+from lightning_vfs.modules.cost import step_flops
+from lightning_vfs.modules.vfsddpm import VFSDDPM, _images_of
+
+_TRAINING = RunningStage.TRAINING
+
+
+class ThroughputCallback(ThroughputMonitor):
+    """Log what training makes of the machine, every `log_every_n_steps` of the trainer, over the steps since the last.
+
+    - `train/images_per_second_per_rank` and `train/images_per_second`, of all ranks.
+    - `train/tflops_per_second_per_rank`: of the model, as `modules.cost.step_flops` counts them, in 10^12.
+    - `train/mfu`: that over the peak rate of the device in the trainer's precision (model FLOPs utilisation, 0 to 1);
+      for GPUs that Lightning knows the rate of.
+    - `train/data_wait_share`: seconds in which the training process waits for its next batch over all seconds (0 to 1);
+      of the rank that waits longest, since the others wait for it. For the loaders of a SetDataModule.
+    - `train/peak_memory_gib`: most memory that tensors had since the last time, in GiB, of the rank that has most; on
+      CUDA.
+
+    The time does not include validation, nor the evaluations and pictures at its end; it does include what other
+    callbacks do between two steps, such as writing checkpoints. The first `log_every_n_steps` are left out: workers
+    start, and compilation and the choice of kernels take place. The host waits for the device only when it logs.
+
+    Args:
+        max_data_wait_share: above it, a warning says once in a run that the data holds the training back, and what
+            helps.
+
+    Raises:
+        ConfigError: `max_data_wait_share` is not between 0 and 1.
+    """
+
+    def __init__(self, max_data_wait_share: float = 0.2) -> None:
+        # Two entries of the window are the last two times of logging.
+        super().__init__(batch_size_fn=lambda batch: _images_of(batch).shape[:2].numel(), window_size=2)
+        if not 0 <= max_data_wait_share <= 1:
+            raise ConfigError(
+                f"ThroughputCallback.max_data_wait_share is {max_data_wait_share}; it must be between 0 and 1."
+            )
+        self.max_data_wait_share = max_data_wait_share
+
+    # Lightning's own hooks act on rank zero alone; here the ranks compare what they have.
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._start(trainer)
+        self._flops = 0
+        self._last: tuple[float, float] | None = None
+        self._warned = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self._batches[_TRAINING] += 1
+        self._samples[_TRAINING] += self.batch_size_fn(batch)
+        self._flops += _flops(pl_module, batch)
+        if _logs_now(trainer):
+            self._log(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._pause = _now(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._t0s[_TRAINING] += _now(trainer) - self._pause
+
+    def _update(self, *_: Any) -> None:
+        """Validation, testing and prediction are not measured."""
+
+    def _compute(self, *_: Any) -> None:
+        """As `_update`."""
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the steps since the last time; collective."""
+        throughput, loader = self._throughputs[_TRAINING], trainer.train_dataloader
+        elapsed = _now(trainer) - self._t0s[_TRAINING]
+        throughput.update(
+            time=elapsed, batches=self._batches[_TRAINING], samples=self._samples[_TRAINING], flops=self._flops or None
+        )
+        self._flops = 0
+        waited = loader.waited if isinstance(loader, SetLoader) else 0.0
+        last, self._last = self._last, (elapsed, waited)
+        peak = _peak_memory(trainer)
+        if last is None:
+            return
+        mine = torch.tensor([(waited - last[1]) / (elapsed - last[0]), peak], device=trainer.strategy.root_device)
+        share, peak = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+        found = throughput.compute()
+        rate = found["device/samples_per_sec"]
+        figures = {"images_per_second_per_rank": rate, "images_per_second": rate * trainer.world_size}
+        if "device/flops_per_sec" in found:
+            figures["tflops_per_second_per_rank"] = found["device/flops_per_sec"] / 1e12
+        if "device/mfu" in found:
+            figures["mfu"] = found["device/mfu"]
+        if isinstance(loader, SetLoader):
+            figures["data_wait_share"] = share
+            self._warn(share, loader)
+        if peak:
+            figures["peak_memory_gib"] = peak / 2**30
+        pl_module.log_dict({f"train/{name}": value for name, value in figures.items()})
+
+    def _warn(self, share: float, loader: SetLoader) -> None:
+        if share > self.max_data_wait_share and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"Training waits for data {share:.0%} of the time, more than the {self.max_data_wait_share:.0%} of "
+                f"ThroughputCallback.max_data_wait_share; {loader.num_workers} worker(s) fetch it for each rank. What "
+                "helps: more of them (--data.num_workers), the cache of decoded images on a fast local disk "
+                "(--data.cache_dir), or fewer ranks on a machine whose processors are busy."
+            )
+
+
+def _logs_now(trainer: pl.Trainer) -> bool:
+    """Whether the batch at hand ends a step after which the trainer logs."""
+    # Not Lightning's should_update_logs: it is also true when the run is to stop, of which one rank may know before the
+    # others, and all have to meet here.
+    steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and steps % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
+def _now(trainer: pl.Trainer) -> float:
+    """Seconds of the clock when the device has done what it was given."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(trainer.strategy.root_device)
+    return time.perf_counter()
+
+
+def _flops(pl_module: pl.LightningModule, batch: Any) -> int:
+    """Of the step on this batch; 0 for modules that are none of ours."""
+    if not isinstance(pl_module, VFSDDPM):
+        return 0
+    sets, set_size = _images_of(batch).shape[:2]
+    if pl_module.config.encoder.fills_slots:
+        set_size = min(set_size, pl_module.config.sets.set_size)  # of larger ones a part is drawn
+    return sets * step_flops(pl_module.config, set_size=set_size)
+
+
+def _peak_memory(trainer: pl.Trainer) -> float:
+    """Bytes of tensors at most on this rank's CUDA device since the last call; 0 elsewhere."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return 0.0
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return float(peak)

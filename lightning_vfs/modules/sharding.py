@@ -1,0 +1,115 @@
+"""Models whose parameters are sharded over ranks: FSDP2, by Lightning's ModelParallelStrategy.
+
+Lightning loads and saves the model and the optimizer of such a run; what else is in a checkpoint, above all the average
+of weights, is gathered and cut here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.modules.blocks import NetworkBlock
+
+_METHODS = ("training_step", "validation_step", "test_step", "encode", "generate", "sample", "bits_per_dim")
+"""What is called on a model from outside and needs the parameters that are in no network of it; none calls another."""
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy that shards in a way that a model of ours cannot be trained or saved.
+
+    Raises:
+        ConfigError: FSDP 1, tensor parallelism, or checkpoints in pieces.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        raise ConfigError(
+            "FSDPStrategy is FSDP 1, in which Lightning does not clip gradients by their norm: take FSDP 2, --config "
+            "configs/scale/fsdp.yaml (--trainer.strategy lightning.pytorch.strategies.ModelParallelStrategy)."
+        )
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    if strategy._save_distributed_checkpoint:
+        raise ConfigError(
+            "ModelParallelStrategy would save checkpoints in pieces, which only as many ranks can load: set "
+            "--trainer.strategy.init_args.save_distributed_checkpoint false, which gathers them into one file."
+        )
+    if strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise ConfigError(
+            f"ModelParallelStrategy would split every layer over {strategy.device_mesh['tensor_parallel'].size()} "
+            "ranks (tensor parallelism), for which these models are not made: set "
+            f"--trainer.strategy.init_args.data_parallel_size {strategy.world_size} and "
+            "--trainer.strategy.init_args.tensor_parallel_size 1, which shard parameters over the ranks."
+        )
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, compile: bool = False) -> None:
+    """Cut every parameter of a model over the ranks of a mesh, gathered when its block computes (FSDP2).
+
+    Blocks are cut one by one, then the networks that they are in, then what is left. They are also compiled one by one:
+    gathering happens between them.
+    """
+    networks = [child for child in model.children() if any(True for _ in child.parameters())]
+    blocks = [module for module in model.modules() if isinstance(module, NetworkBlock)]
+    for block in blocks if compile else ():
+        block.compile(fullgraph=True)
+    for module in (*blocks, *networks, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for name in _METHODS:
+        register_fsdp_forward_method(model, name)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on a model."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Whole parameters on every rank inside, so that a rank may compute alone; collective at the start."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+
+def gathered(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+    """Whole tensors on the CPU in place of shards; collective.
+
+    Args:
+        state: tensors by name.
+        keep: on this rank; elsewhere the result is empty.
+    """
+    whole: dict[str, Any] = {}
+    for name, value in state.items():
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            whole[name] = value.cpu() if isinstance(value, Tensor) else value
+    return whole
+
+
+def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Shards in place of whole tensors, as the parameters of a model are cut."""
+    parameters = dict(model.named_parameters())
+
+    def as_there(name: str, value: Tensor) -> Tensor:
+        there = parameters.get(name)
+        if not isinstance(there, DTensor) or isinstance(value, DTensor):
+            return value
+        # Every rank has read the same file: nothing has to be sent.
+        return distribute_tensor(value.to(there.device), there.device_mesh, there.placements, src_data_rank=None)
+
+    return {name: as_there(name, value) for name, value in state.items()}

@@ -1,0 +1,100 @@
+"""Runs that are interrupted at a given batch, and what tells two runs apart."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+REPOSITORY = Path(__file__).parents[2]
+FIT = [sys.executable, "-m", "lightning_vfs", "fit"]
+
+
+class Interruption(Callback):
+    """Acts before the batch of this number, counted over epochs from 0; or at the validation of this number.
+
+    Args:
+        at: number of the batch or validation.
+        act: `raise` an error; `hold`, say so in a file `held` and wait to be killed; or the name of a signal to send
+            to this process.
+        where: `batch` or `validation`.
+        rank: acts on this rank alone.
+        folder: of the file `held`.
+    """
+
+    def __init__(self, at: int, act: str, where: str = "batch", rank: int = 0, folder: str = "") -> None:
+        self.at, self.action, self.where, self.rank, self.folder = at, act, where, rank, folder
+        self.validations = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._act(trainer, "batch", trainer.fit_loop.epoch_loop.total_batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._act(trainer, "validation", self.validations)
+        self.validations += 1
+
+    def _act(self, trainer: pl.Trainer, where: str, number: int) -> None:
+        if (where, number, trainer.global_rank) != (self.where, self.at, self.rank):
+            return
+        if self.action == "raise":
+            raise InterruptedError
+        if self.action == "hold":
+            Path(self.folder, "held").touch()
+            signal.pause()
+        os.kill(os.getpid(), signal.Signals[self.action])
+
+
+def interrupted(folder: Path, at: int, act: str, **options: Any) -> str:
+    """Argument that adds an Interruption to a run; the folder takes its files."""
+    options |= {"at": at, "act": act, "folder": str(folder)}
+    callback = {"class_path": f"{__name__}.Interruption", "init_args": options}
+    path = folder / "interrupted.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks+": [callback]}}))
+    return f"--config={path}"
+
+
+def checkpoint_of(run: Path) -> dict[str, Any]:
+    """`last.ckpt` of a run's folder, as dotted names and values; without the folders that it names."""
+    contents = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {name: value for name, value in _leaves(contents) if "ModelCheckpoint" not in name}
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict | list | tuple):
+        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _leaves(value, f"{prefix}/{name}")
+    else:
+        yield prefix, values
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """Names in the last checkpoints of two runs whose values are not equal, bit for bit."""
+    one, two = checkpoint_of(run), checkpoint_of(other)
+    assert any("current_model_state" in name for name in one) and any("optimizer_states" in name for name in one)
+    return sorted(
+        name
+        for name in one.keys() | two.keys()
+        if name not in one or name not in two or not _equal(one[name], two[name])
+    )
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        # Bits, since some of the numbers may be NaN.
+        return one.dtype == two.dtype and one.shape == two.shape and one.numpy().tobytes() == two.numpy().tobytes()
+    return one == two
+
+
+def logged(run: Path, from_step: int = 0) -> list[dict[str, str]]:
+    """What a run has logged from a step on, in the digits that it was written with."""
+    rows = csv.DictReader((run / "metrics.csv").open())
+    return [{name: value for name, value in row.items() if value} for row in rows if int(row["step"]) >= from_step]
