@@ -22,8 +22,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share one cache of decoded images, apart from the user's."""
+    """Tests share one cache of decoded images, apart from the user's, and none leaves a seed to the next."""
     monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
 
 TINY_ENCODER = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "patch_size": 2}

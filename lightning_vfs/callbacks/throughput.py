@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.data.sets import SetLoader
 from lightning_vfs.modules.cost import step_flops
-from lightning_vfs.modules.vfsddpm import VFSDDPM, _images_of
+from lightning_vfs.modules.vfsddpm import VFSDDPM, images_of
 
 _TRAINING = RunningStage.TRAINING
 
@@ -45,7 +45,7 @@ class ThroughputCallback(ThroughputMonitor):
 
     def __init__(self, max_data_wait_share: float = 0.2) -> None:
         # Two entries of the window are the last two times of logging.
-        super().__init__(batch_size_fn=lambda batch: _images_of(batch).shape[:2].numel(), window_size=2)
+        super().__init__(batch_size_fn=lambda batch: images_of(batch).shape[:2].numel(), window_size=2)
         if not 0 <= max_data_wait_share <= 1:
             raise ConfigError(
                 f"ThroughputCallback.max_data_wait_share is {max_data_wait_share}; it must be between 0 and 1."
@@ -142,7 +142,7 @@ def _flops(pl_module: pl.LightningModule, batch: Any) -> int:
     """Of the step on this batch; 0 for modules that are none of ours."""
     if not isinstance(pl_module, VFSDDPM):
         return 0
-    sets, set_size = _images_of(batch).shape[:2]
+    sets, set_size = images_of(batch).shape[:2]
     if pl_module.config.encoder.fills_slots:
         set_size = min(set_size, pl_module.config.sets.set_size)  # of larger ones a part is drawn
     return sets * step_flops(pl_module.config, set_size=set_size)

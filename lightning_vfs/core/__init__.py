@@ -6,9 +6,11 @@ from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
 from lightning_vfs.core.errors import (
     CheckpointError,
+    ClassMismatchError,
     ConfigError,
     DataError,
     EvaluationError,
+    NonFiniteLossError,
     SetSizeMismatchError,
     VFSError,
 )
@@ -22,6 +24,7 @@ from lightning_vfs.core.sets import complete, leave_one_out, subsample
 
 __all__ = [
     "CheckpointError",
+    "ClassMismatchError",
     "ConfigError",
     "DataError",
     "DenoiserConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluationError",
     "GaussianDiffusion",
+    "NonFiniteLossError",
     "SamplingConfig",
     "SetConfig",
     "SetSizeMismatchError",

@@ -96,8 +96,7 @@ class StepGuard:
         if self.skip:
             module.log("train/skipped_steps", self.skipped.float())
         trainer = module.trainer
-        step = _Step(trainer.global_step + 1, trainer.current_epoch, batches, norm, _HostFlag(bad))
-        self._undecided = step
+        self._undecided = _Step(trainer.global_step + 1, trainer.current_epoch, batches, norm, _HostFlag(bad))
         obeys = scaler is None and _obeys_found_inf(optimizer)
         if obeys:
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
@@ -190,10 +189,10 @@ def _full_report(step: _Step, module: pl.LightningModule) -> str:
         f"{_report(step, module)}\n"
         "The weights are as they were before this step. "
         + (f"The last checkpoint is {checkpoint}.\n" if checkpoint else "There is no checkpoint yet.\n")
-        + "Look at these images first. Ways out: a lower --model.optimizer.learning_rate; "
+        + "Look at these images. If they are in order: a lower --model.optimizer.learning_rate; "
         + "--trainer.gradient_clip_val 1; "
         + (f"--trainer.precision 32-true in place of {precision}; " if precision != "32-true" else "")
-        + "--model.skip_nonfinite true, which leaves such steps out and counts them. Then "
+        + "or --model.skip_nonfinite true, which leaves such steps out and counts them. Then "
         + (f"go on by --ckpt_path {checkpoint}." if checkpoint else "start again.")
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_vfs.core.config import VFSConfig
@@ -34,6 +35,31 @@ def step_flops(config: VFSConfig, sets: int = 1, set_size: int | None = None) ->
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _loss(model, sets, set_size or config.sets.set_size).backward()
     return counter.get_total_flops()
+
+
+def step_operations(config: VFSConfig) -> int:
+    """Operations that a training step hands to the device, forward and backward, views apart; without compilation.
+
+    Their number does not depend on the batch: times what the host needs for one of them, it is the least time of a
+    step, however fast the device. The optimizer's few are left out.
+    """
+    model = _without_memory(config)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Operations() as operations:
+        model.to_empty(device="cpu")
+        operations.count = 0
+        _loss(model, 1, config.sets.set_size).backward()
+    return operations.count
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that are no views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Fake tensors ask for their device by an operation of `prim`.
+        self.count += not func.is_view and func.namespace != "prim"
+        return func(*args, **(kwargs or {}))
 
 
 def activation_bytes(

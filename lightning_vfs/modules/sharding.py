@@ -6,10 +6,14 @@ of weights, is gathered and cut here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,10 +21,16 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.interop.checkpoints import read_checkpoint
 from lightning_vfs.modules.blocks import NetworkBlock
+from lightning_vfs.modules.optimizer import check_numbering, number_by_module
 
 _METHODS = ("training_step", "validation_step", "test_step", "encode", "generate", "sample", "bits_per_dim")
 """What is called on a model from outside and needs the parameters that are in no network of it; none calls another."""
+
+
+_WEIGHTS = ("state_dict", "current_model_state")
+"""Parts of a checkpoint that hold weights: the model's, or their average and the model's."""
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -113,3 +123,60 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return distribute_tensor(value.to(there.device), there.device_mesh, there.placements, src_data_rank=None)
 
     return {name: as_there(name, value) for name, value in state.items()}
+
+
+class ShardableModule(pl.LightningModule):
+    """A LightningModule that can be sharded, and whose checkpoints do not tell over how many ranks it was."""
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None of its own; Lightning's hook before callbacks are set up."""
+        # It says that averages are not sharded with the model; below they are.
+        warnings.filterwarnings(
+            "ignore", message="You're using the WeightAveraging callback with a model that overrides"
+        )
+        return []
+
+    def configure_model(self) -> None:
+        """Under Lightning's ModelParallelStrategy: shard this module, and its average, over all ranks (FSDP2)."""
+        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self):
+            return
+        averaging = self._averaging
+        # Weight averaging calls this, too, before it copies the module, and what is sharded cannot be copied.
+        if averaging is not None and averaging._average_model is None and self.trainer.state.fn == "fit":
+            return
+        mesh = self.trainer.strategy.device_mesh["data_parallel"]
+        shard(self, mesh, compile=self.hparams["compile"])
+        if averaging is not None and averaging._average_model is not None:
+            shard(averaging._average_model.module, mesh)
+
+    @property
+    def _averaging(self) -> WeightAveraging | None:
+        """The trainer's callback that averages weights, if there is one."""
+        callbacks = getattr(self._trainer, "callbacks", ())
+        return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where the model is sharded: give a checkpoint its weights back, cut as the model's are.
+
+        Raises:
+            CheckpointError: the optimizer's state is one that cannot be sharded.
+        """
+        if not is_sharded(self):
+            return
+        # Lightning has loaded the weights of the file, and taken them out of the checkpoint.
+        whole = read_checkpoint(cast(Path, self.trainer.ckpt_path))
+        for name in _WEIGHTS:
+            if name in whole:
+                checkpoint[name] = cut(whole[name], self)
+        for state, optimizer in zip(whole.get("optimizer_states", ()), self.trainer.optimizers, strict=False):
+            check_numbering(state, optimizer, self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Gather weights, where the model is sharded; number the optimizer's parameters alike in any case."""
+        if is_sharded(self):
+            for name in _WEIGHTS:
+                if name in checkpoint:
+                    checkpoint[name] = gathered(checkpoint[name], keep=self.trainer.is_global_zero)
+        elif checkpoint.get("optimizer_states"):
+            states = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
+            checkpoint["optimizer_states"] = [number_by_module(*each, self) for each in states]

@@ -17,7 +17,7 @@ class LossSecondMoment:
     """Draws timestep t with probability p_t proportional to the root mean square of its last 10 losses.
 
     Nichol and Dhariwal 2021, eq. 18. A share of 0.001 of all draws is uniform; all are until every timestep has 10
-    losses, none of which is infinite or not a number. No module: what it keeps is neither a weight nor to be averaged.
+    losses. Losses that are infinite or not a number do not count. No module: what it keeps is neither a weight nor to be averaged.
     It moves to the device of what it is given, and never waits for that device.
 
     Args:
@@ -60,7 +60,8 @@ class LossSecondMoment:
         if not len(t):
             return
         losses = self._losses.to(t.device)
-        t, order = torch.sort(t, stable=True)
+        # Behind all timesteps, which end before it.
+        t, order = torch.sort(torch.where(loss.isfinite(), t, self.timesteps), stable=True)
         loss = loss.detach().to(losses)[order]
         every = torch.arange(self.timesteps, device=t.device)
         start = torch.searchsorted(t, every)  # of every timestep's losses among the sorted ones

@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -21,14 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import ClassMismatchError, ConfigError
+from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, check_contents, read_checkpoint
+from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.modules.anomalies import SetLosses, StepGuard
 from lightning_vfs.modules.blocks import NetworkBlock
-from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
+from lightning_vfs.modules.contracted import ContractedModule, images_of
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -43,17 +40,13 @@ from lightning_vfs.modules.optimizer import (
     OptimizerConfig,
     apply_settings,
     build_adamw,
-    check_numbering,
-    number_by_module,
     warmup_cosine,
 )
-from lightning_vfs.modules.set_encoder import SetEncoder
-from lightning_vfs.modules.sharding import check_strategy, cut, gathered, is_sharded, shard
-from lightning_vfs.modules.spt import SPT
+from lightning_vfs.modules.sharding import check_strategy, is_sharded
 from lightning_vfs.modules.timestep_sampling import LossSecondMoment
 
 
-class VFSDDPM(FewShotDiffusion, pl.LightningModule):
+class VFSDDPM(ContractedModule):
     """Few-shot diffusion model: a set encoder conditions a denoiser.
 
     A batch is a tensor of sets `(b, n, c, h, w)` in [-1, 1], or a mapping with it under `images` and, optionally, the
@@ -96,7 +89,6 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         for module in self.modules():
             if isinstance(module, NetworkBlock):
                 module.checkpoint_activations = checkpoint_activations
-        self.class_names: tuple[str, ...] | None = None
         self.timestep_sampler: LossSecondMoment | None = None
         if self.config.diffusion.timestep_sampling == "loss_second_moment":
             self.timestep_sampler = LossSecondMoment(self.config.diffusion.timesteps)
@@ -111,7 +103,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
             }
         )
 
-    # -- agreement with weights and data -----------------------------------------------------------------------------
+    # -- files, and what goes with weights ---------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way.
@@ -126,178 +118,31 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """None of its own; Lightning's hook before callbacks are set up."""
-        # It says that averages are not sharded with the model; below they are.
-        warnings.filterwarnings(
-            "ignore", message="You're using the WeightAveraging callback with a model that overrides"
-        )
-        return []
-
-    def configure_model(self) -> None:
-        """Under Lightning's ModelParallelStrategy: shard this module, and its average, over all ranks (FSDP2)."""
-        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self):
-            return
-        averaging = self._averaging
-        # Weight averaging calls this, too, before it copies the module, and what is sharded cannot be copied.
-        if averaging is not None and averaging._average_model is None and self.trainer.state.fn == "fit":
-            return
-        mesh = self.trainer.strategy.device_mesh["data_parallel"]
-        shard(self, mesh, compile=self.hparams["compile"])
-        if averaging is not None and averaging._average_model is not None:
-            shard(averaging._average_model.module, mesh)
-
-    @property
-    def _averaging(self) -> WeightAveraging | None:
-        """The trainer's callback that averages weights, if there is one."""
-        callbacks = getattr(self._trainer, "callbacks", ())
-        return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
-
-    def on_fit_start(self) -> None:
-        """After a checkpoint, if any, is loaded: hold the data's set size against the weights'."""
-        self._check_data()
-
-    def on_validation_start(self) -> None:
-        self._check_data()
-
-    def on_test_start(self) -> None:
-        self._check_data()
-
-    def on_predict_start(self) -> None:
-        self._check_data()
-
-    def _check_data(self) -> None:
-        for data in self._data_set_sizes():
-            self.check_set_size(data)
-        if self.config.encoder.architecture == "class_label":
-            self._check_classes()
-
-    def _check_classes(self) -> None:
-        """Hold the data's classes against those of a class-conditional model, which takes them before it is trained.
-
-        Raises:
-            ClassMismatchError: they differ in number or name, or the data does not say them.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not callable(getattr(data, "split", None)):
-            raise ClassMismatchError(
-                "A class-conditional model takes its classes from a SetDataModule (GlyphSets, FolderSets), and the "
-                "trainer has none: pass one, trainer.fit(model, datamodule=...)."
-            )
-        names = data.split("train").class_names  # type: ignore[union-attr]
-        contract.check_classes(names, self.class_names, self.config)
-        self.class_names = names
-
-    def check_set_size(self, data: int) -> None:
-        """Hold the data's images per set against the weights and the configuration.
-
-        Raises:
-            SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
-        """
-        self._adopt(self._agreed(self.config.patch_dim, [data]))
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
+        """Before a weight is copied: hold the checkpoint against the contract, and go on from its other state.
 
         Raises:
             CheckpointError: the checkpoint holds no weights of this model, or another model's; the message names all
                 that differs.
             SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
         """
-        if is_sharded(self):
-            # Lightning has cut and loaded the weights of the file, and taken them out of the checkpoint.
-            whole = read_checkpoint(cast(Path, self.trainer.ckpt_path))
-            for name in ("state_dict", "current_model_state"):
-                if name in whole:
-                    checkpoint[name] = cut(whole[name], self)
-            for state, optimizer in zip(whole.get("optimizer_states", ()), self.trainer.optimizers, strict=False):
-                check_numbering(state, optimizer, self)
-        check_contents(checkpoint, "The file")
-        contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
-        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes())
-        self._adopt(config)
-        if "class_names" in checkpoint:
-            self.class_names = tuple(checkpoint["class_names"])
+        super().on_load_checkpoint(checkpoint)
         self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
-        # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
-        averaging = self._averaging
-        if averaging is not None and averaging._average_model is not None:
-            cast(VFSDDPM, averaging._average_model.module)._adopt(config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is no weight: the classes of a class-conditional model, the losses that timesteps are drawn by, and the
-        number of skipped steps.
-
-        Where the model is sharded, the weights are gathered: a checkpoint does not tell how many ranks it is from.
+        """Beside weights and classes: the losses that timesteps are drawn by, and the number of skipped steps.
 
         Raises:
             NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
         """
         self._guard.settle(self)
+        super().on_save_checkpoint(checkpoint)
         if self._guard.skipped:
             checkpoint["skipped_steps"] = int(self._guard.skipped)
-        if is_sharded(self):
-            for name in ("state_dict", "current_model_state"):
-                if name in checkpoint:
-                    checkpoint[name] = gathered(checkpoint[name], keep=self.trainer.is_global_zero)
-        elif "optimizer_states" in checkpoint:
-            states = zip(checkpoint["optimizer_states"], self.trainer.optimizers, strict=True)
-            checkpoint["optimizer_states"] = [number_by_module(*each, self) for each in states]
-        if self.class_names is not None:
-            checkpoint["class_names"] = list(self.class_names)
         if self.timestep_sampler is not None:
             checkpoint["timestep_sampler"] = self.timestep_sampler.state_dict()
-
-    def _agreed(self, weights: int | None, data: list[int]) -> VFSConfig:
-        """The configuration that holds for these weights and for each of these set sizes of the data."""
-        agree = functools.partial(contract.agree, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch)
-        return [agree(data=size) for size in data][-1] if data else agree()
-
-    def _adopt(self, config: VFSConfig) -> None:
-        """Take the configuration that holds, with a tokenizer of its width where that changed."""
-        if config.patch_dim != self.config.patch_dim:
-            fresh = SPT(cast(int, config.patch_dim), config.encoder.patch_size, config.encoder.dim)
-            cast(SetEncoder, self.encoder).to_patch_embedding = fresh.to(self.device)
-        self.config = config
-        self.hparams["config"] = config.to_dict()
-
-    def _data_set_sizes(self) -> list[int]:
-        """Images per set of the attached data module on all ranks, where it says, so that all ranks decide alike."""
-        if self._trainer is None:
-            return []
-        size = getattr(getattr(self._trainer, "datamodule", None), "set_size", None)
-        return sorted({row[0] for row in self._of_all_ranks([size or 0]) if row[0]})
-
-    def _of_all_ranks(self, numbers: list[int]) -> list[list[int]]:
-        """The numbers of every rank; collective."""
-        if self.trainer.world_size == 1:
-            return [numbers]
-        gathered = self.all_gather(torch.tensor(numbers, device=self.trainer.strategy.root_device))
-        return cast(Tensor, gathered).tolist()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._check_first_batch(batch, batch_idx)
-
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._check_first_batch(batch, batch_idx)
-
-    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._check_first_batch(batch, batch_idx)
-
-    def _check_first_batch(self, batch: Any, batch_idx: int) -> None:
-        """Check the shapes that all ranks got, on all of them: where one stops alone, the others wait for it forever.
-
-        Raises:
-            SetSizeMismatchError: the batch's n is not the agreed one.
-            ValueError: another shape of images.
-        """
-        if batch_idx == 0:
-            shape = list(_images_of(batch).shape)
-            for rank_shape in self._of_all_ranks([len(shape), *(shape + [0] * 5)[:5]]):
-                axes, *sizes = rank_shape
-                contract.check_batch(tuple(sizes[:axes]), self.config, self.on_set_size_mismatch)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -342,7 +187,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
                 "sets are of others. FIDCallback(splits=['in']) evaluates it."
             )
             return
-        size = _images_of(batch).shape[0]
+        size = images_of(batch).shape[0]
         self.log(name, self.batch_loss(batch, batch_idx), prog_bar=prog_bar, batch_size=size, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -421,7 +266,7 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
             SetSizeMismatchError: the batch's n is not the agreed one.
             ValueError: another shape of images.
         """
-        x_set = _images_of(batch)
+        x_set = images_of(batch)
         contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
         sets = self.config.sets
         if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:
@@ -493,8 +338,3 @@ class VFSDDPM(FewShotDiffusion, pl.LightningModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into a folder, which is made if need be."""
         save_pretrained(self.config, self.state_dict(), folder)
-
-
-def _images_of(batch: Any) -> Tensor:
-    """The sets of a batch: itself, what it has under `images`, or its first part."""
-    return batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch

@@ -65,6 +65,21 @@ class SteepWithoutContrast(VFSDDPM):
         return loss + (contrast_of(x_set) * loss).sqrt(), kl
 
 
+class OwnStep(SteepWithoutContrast):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.batch_loss(batch, batch_idx)
+
+
+class OwnTerm(VFSDDPM):
+    def batch_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        return super().batch_loss(batch, batch_idx) + (torch.inf if batch_idx == BAD_STEP else 0)
+
+
+@pytest.fixture(autouse=True)
+def seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("anomalies") / "images")
@@ -212,6 +227,31 @@ def test_gradients_alone_can_be_bad(images: Path) -> None:
     assert_equal(weights_of(model), weights_of(before))
 
 
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "message"),
+    [
+        (
+            SteepWithoutContrast,
+            6,
+            r"; its 6 sets:(\n  \w+ \(set \d\), timestep .*){5}\n  and 1 more\nThe weights are as",
+        ),
+        (
+            OwnStep,
+            2,
+            r"The gradients of .* \(norm nan\)\. Its sets are not known: OwnStep has its own training_step or",
+        ),
+        (
+            OwnTerm,
+            2,
+            r"The loss .* is inf, by none of its 2 sets alone:(\n  \w+ \(set [23]\), .*, loss \d.*){2}\nThe w",
+        ),
+    ],
+)
+def test_what_is_not_known_of_a_step_is_said(images: Path, kind: type[VFSDDPM], batch_size: int, message: str) -> None:
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer_of().fit(model_of(kind), datamodule=data_of(images, 3, batch_size))
+
+
 def test_gradients_that_overflow_are_the_business_of_a_gradient_scaler(images: Path) -> None:
     scaled = MixedPrecision("16-mixed", "cpu")
     trainer = trainer_of(plugins=scaled)
@@ -284,7 +324,12 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any
         port = free.getsockname()[1]
     root, script = Path(__file__).parents[2], Path(__file__).with_name("anomaly_ranks.py")
     command = [sys.executable, "-W", "ignore", str(script)]
-    env = os.environ | {"PYTHONPATH": str(root), "LIGHTNING_VFS_CACHE": str(folder / "cache")}
+    env = os.environ | {
+        "PYTHONPATH": str(root),
+        "LIGHTNING_VFS_CACHE": str(folder / "cache"),
+        "PL_GLOBAL_SEED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(2)]
     try:

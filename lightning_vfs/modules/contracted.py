@@ -1,0 +1,153 @@
+"""The LightningModule's side of the set contract: it asks at every door, on all ranks alike."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lightning_vfs.core import contract
+from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.errors import ClassMismatchError
+from lightning_vfs.interop.checkpoints import check_contents
+from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
+from lightning_vfs.modules.set_encoder import SetEncoder
+from lightning_vfs.modules.sharding import ShardableModule
+from lightning_vfs.modules.spt import SPT
+
+
+class ContractedModule(FewShotDiffusion, ShardableModule):
+    """A few-shot diffusion model that holds checkpoints, data and batches against the set contract.
+
+    Attributes:
+        on_set_size_mismatch: what happens where data has sets of another size than the weights.
+        class_names: of a class-conditional model that was trained or is about to be, its training classes.
+    """
+
+    on_set_size_mismatch: contract.OnMismatch = "error"
+    class_names: tuple[str, ...] | None = None
+
+    def on_fit_start(self) -> None:
+        """After a checkpoint, if any, is loaded: hold the data's set size against the weights'."""
+        self._check_data()
+
+    def on_validation_start(self) -> None:
+        self._check_data()
+
+    def on_test_start(self) -> None:
+        self._check_data()
+
+    def on_predict_start(self) -> None:
+        self._check_data()
+
+    def _check_data(self) -> None:
+        for data in self._data_set_sizes():
+            self.check_set_size(data)
+        if self.config.encoder.architecture == "class_label":
+            self._check_classes()
+
+    def _check_classes(self) -> None:
+        """Hold the data's classes against those of a class-conditional model, which takes them before it is trained.
+
+        Raises:
+            ClassMismatchError: they differ in number or name, or the data does not say them.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not callable(getattr(data, "split", None)):
+            raise ClassMismatchError(
+                "A class-conditional model takes its classes from a SetDataModule (GlyphSets, FolderSets), and the "
+                "trainer has none: pass one, trainer.fit(model, datamodule=...)."
+            )
+        names = data.split("train").class_names  # type: ignore[union-attr]
+        contract.check_classes(names, self.class_names, self.config)
+        self.class_names = names
+
+    def check_set_size(self, data: int) -> None:
+        """Hold the data's images per set against the weights and the configuration.
+
+        Raises:
+            SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
+        """
+        self._adopt(self._agreed(self.config.patch_dim, [data]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
+
+        Raises:
+            CheckpointError: the checkpoint holds no weights of this model, or another model's; the message names all
+                that differs.
+            SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
+        """
+        super().on_load_checkpoint(checkpoint)
+        check_contents(checkpoint, "The file")
+        contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
+        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes())
+        self._adopt(config)
+        if "class_names" in checkpoint:
+            self.class_names = tuple(checkpoint["class_names"])
+        # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
+        averaging = self._averaging
+        if averaging is not None and averaging._average_model is not None:
+            cast(ContractedModule, averaging._average_model.module)._adopt(config)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside weights: the classes of a class-conditional model."""
+        super().on_save_checkpoint(checkpoint)
+        if self.class_names is not None:
+            checkpoint["class_names"] = list(self.class_names)
+
+    def _agreed(self, weights: int | None, data: list[int]) -> VFSConfig:
+        """The configuration that holds for these weights and for each of these set sizes of the data."""
+        agree = functools.partial(contract.agree, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch)
+        return [agree(data=size) for size in data][-1] if data else agree()
+
+    def _adopt(self, config: VFSConfig) -> None:
+        """Take the configuration that holds, with a tokenizer of its width where that changed."""
+        if config.patch_dim != self.config.patch_dim:
+            fresh = SPT(cast(int, config.patch_dim), config.encoder.patch_size, config.encoder.dim)
+            cast(SetEncoder, self.encoder).to_patch_embedding = fresh.to(self.device)
+        self.config = config
+        self.hparams["config"] = config.to_dict()
+
+    def _data_set_sizes(self) -> list[int]:
+        """Images per set of the attached data module on all ranks, where it says, so that all ranks decide alike."""
+        if self._trainer is None:
+            return []
+        size = getattr(getattr(self._trainer, "datamodule", None), "set_size", None)
+        return sorted({row[0] for row in self._of_all_ranks([size or 0]) if row[0]})
+
+    def _of_all_ranks(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every rank; collective."""
+        if self.trainer.world_size == 1:
+            return [numbers]
+        gathered = self.all_gather(torch.tensor(numbers, device=self.trainer.strategy.root_device))
+        return cast(Tensor, gathered).tolist()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._check_first_batch(batch, batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check_first_batch(batch, batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check_first_batch(batch, batch_idx)
+
+    def _check_first_batch(self, batch: Any, batch_idx: int) -> None:
+        """Check the shapes that all ranks got, on all of them: where one stops alone, the others wait for it forever.
+
+        Raises:
+            SetSizeMismatchError: the batch's n is not the agreed one.
+            ValueError: another shape of images.
+        """
+        if batch_idx == 0:
+            shape = list(images_of(batch).shape)
+            for rank_shape in self._of_all_ranks([len(shape), *(shape + [0] * 5)[:5]]):
+                axes, *sizes = rank_shape
+                contract.check_batch(tuple(sizes[:axes]), self.config, self.on_set_size_mismatch)
+
+
+def images_of(batch: Any) -> Tensor:
+    """The sets of a batch: itself, what it has under `images`, or its first part."""
+    return batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
