@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     training: dict[str, Callable[[], object]] = {
-        "torch, compiled": make_step(torch.float32, True, CPU, args.sets),
-        "torch, eager": make_step(torch.float32, False, CPU, args.sets),
+        "torch, compiled": make_step(CASE, torch.float32, True, CPU, args.sets),
+        "torch, eager": make_step(CASE, torch.float32, False, CPU, args.sets),
         "jax": make_jax_step(args.sets),
     }
     trained = per_second(training, args.sets * CASE.sets.set_size, args.steps, args.turns)

@@ -14,6 +14,13 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_vfs.callbacks.resuming import (
+    begin_next_epoch,
+    remember_last_save,
+    reopen_unfinished_epoch,
+    save_before_the_end,
+)
+
 
 class PreemptionCheckpoint(Callback):
     """Write `last.ckpt` and end the run on SIGTERM, and on the signal by which SLURM announces a job's end.
@@ -23,14 +30,13 @@ class PreemptionCheckpoint(Callback):
     one rank that was told is enough. It goes to the folder of the first ModelCheckpoint, or to `checkpoints` in the
     trainer's root where there is none. What is due after that step, such as a validation, is still done and logged,
     and then the run ends: the process exits with 143 (128 + 15) after SIGTERM. Further signals change nothing. A
-    signal that comes during a validation or an evaluation waits for it and for the next training step.
+    signal that comes during a validation or an evaluation waits for that, and for the next training step.
 
     Where the trainer's SLURMEnvironment requeues (its default), it also listens to its `requeue_signal` (SIGUSR1) and
     has the job requeued as soon as the checkpoint is written: exit status 0, or 138 (128 + 10) if SLURM refused.
 
-    A run that is resumed with this callback equals one that was never interrupted, also where Lightning alone would go
-    on with the next epoch (an epoch that `max_steps` cut short), or write a checkpoint that lacks accumulated gradients
-    (at the first batch after resuming).
+    A run that is resumed with this callback equals one that was never interrupted, whatever ended it, and wherever a
+    ModelCheckpoint has saved; `resuming.py` says where Lightning alone would differ.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -45,11 +51,8 @@ class PreemptionCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            _reopen_unfinished_epoch(checkpoint["loops"]["fit_loop"])
-            for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, ModelCheckpoint):
-                    # It does not remember that it has saved at this step, and would again, in the next batch.
-                    callback._last_global_step_saved = checkpoint["global_step"]
+            reopen_unfinished_epoch(checkpoint["loops"]["fit_loop"])
+            remember_last_save(trainer, checkpoint["global_step"])
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -67,6 +70,7 @@ class PreemptionCheckpoint(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         self._listen()
+        begin_next_epoch(trainer.fit_loop)
 
     def _listen(self) -> None:
         """In place of Lightning's handlers, which act at once; it takes care to restore those that were before."""
@@ -85,6 +89,7 @@ class PreemptionCheckpoint(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
+        save_before_the_end(trainer)
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             self._save(trainer)
 
@@ -106,6 +111,8 @@ class PreemptionCheckpoint(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self._exit_status is not None:
+            # With `save_on_exception` it would save again, after this batch was fetched: resuming would leave it out.
+            remember_last_save(trainer, trainer.global_step)
             raise SystemExit(self._exit_status)
 
 
@@ -142,14 +149,3 @@ def _requeue() -> bool:
         return False
     rank_zero_info(f"SLURM has put job {job} into its queue again.")
     return True
-
-
-def _reopen_unfinished_epoch(loop: dict[str, Any]) -> None:
-    """Go on in the middle of the epoch that `max_steps` cut short, which Lightning counts as done when it saves."""
-    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-    begun = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
-    resumable = bool(loop["state_dict"].get("combined_loader"))
-    if begun and resumable and epochs["current"]["processed"] == epochs["current"]["started"]:
-        for progress in epochs.values():
-            progress["processed"] -= 1
-            progress["completed"] = progress["processed"]

@@ -24,15 +24,17 @@ class Interruption(Callback):
 
     Args:
         at: number of the batch or validation.
-        act: `raise` an error; `hold`, say so in a file `held` and wait to be killed; or the name of a signal to send
-            to this process.
+        act: `raise` an error; `hold`, say so in a file `held` and wait to be killed; or the name of a signal to send.
+        folder: of the file `held`.
         where: `batch` or `validation`.
         rank: acts on this rank alone.
-        folder: of the file `held`.
+        to_group: send the signal to all processes of the run, in place of this one.
     """
 
-    def __init__(self, at: int, act: str, where: str = "batch", rank: int = 0, folder: str = "") -> None:
-        self.at, self.action, self.where, self.rank, self.folder = at, act, where, rank, folder
+    def __init__(
+        self, at: int, act: str, folder: str, where: str = "batch", rank: int = 0, to_group: bool = False
+    ) -> None:
+        self.at, self.action, self.where, self.rank, self.folder, self.to_group = at, act, where, rank, folder, to_group
         self.validations = 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -50,7 +52,7 @@ class Interruption(Callback):
         if self.action == "hold":
             Path(self.folder, "held").touch()
             signal.pause()
-        os.kill(os.getpid(), signal.Signals[self.action])
+        os.kill(0 if self.to_group else os.getpid(), signal.Signals[self.action])
 
 
 def interrupted(folder: Path, at: int, act: str, **options: Any) -> str:

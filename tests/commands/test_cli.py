@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +14,7 @@ from PIL import Image
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.cli import HELP, SUBCOMMANDS, main
-from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.core import StaleSetSizeWarning
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
 
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
@@ -200,43 +195,3 @@ def test_predict_writes_a_picture_of_every_test_set(trained, config_file: Path, 
     assert sorted(p.name for p in pictures.iterdir()) == ["000000.png", "000001.png", "000002.png"]
     with Image.open(pictures / "000000.png") as picture:
         assert picture.width > 6 * 48
-
-
-# -- being killed -----------------------------------------------------------------------------------------------------
-
-
-def test_a_write_that_is_cut_short_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch) -> None:
-    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
-    writer.save_checkpoint({"step": 1}, path)
-
-    def cut_short(contents: dict, file) -> None:
-        file.write(b"half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", cut_short)
-    with pytest.raises(KeyboardInterrupt):
-        writer.save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-
-
-def test_the_command_line_writes_and_reads_by_it(config_file: Path, tmp_path: Path) -> None:
-    run = VFSCLI(["validate", f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"])
-    assert isinstance(run.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.5, 1.3, 2.1])
-def test_a_run_killed_at_any_moment_can_be_resumed(config_file: Path, tmp_path: Path, seconds: float) -> None:
-    flags = [f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
-    arguments = [sys.executable, "-m", "lightning_vfs", "fit", *flags, "--trainer.max_steps=100000"]
-    last = tmp_path / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 120
-        while not last.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(seconds)
-        os.kill(run.pid, signal.SIGKILL)
-    reached = torch.load(last, weights_only=True)["global_step"]
-    assert main(["fit", *flags, f"--ckpt_path={last}", f"--trainer.max_steps={reached + 2}"]) == 0
-    resumed = tmp_path / "tiny" / "version_1" / "checkpoints" / "last.ckpt"
-    assert torch.load(resumed, weights_only=True)["global_step"] == reached + 2

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.cli import main
-from lightning_vfs.commands.lightning import LINKED
+from lightning_vfs.commands.lightning import LINKED, VFSCLI
 from tests.modules.autoencoder import SCALE, save_autoencoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -75,3 +84,116 @@ def test_a_tiny_model_trains_and_shows_what_it_makes(name: str, image_folder: Pa
     for part in ("encoder", "denoiser"):
         default = getattr(VFSConfig(), part).architecture
         assert getattr(trained, part).architecture == shipped[part].get("architecture", default)
+
+
+# -- many GPUs --------------------------------------------------------------------------------------------------------
+
+SCALE = CONFIGS / "scale"
+
+
+@pytest.fixture
+def parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Parses the arguments of the command as it would, where `configs` are and no runs; gives the configuration."""
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    for step in ("instantiate_classes", "after_instantiate_classes", "_run_subcommand"):
+        monkeypatch.setattr(VFSCLI, step, lambda cli, *args: None)
+
+    def config(arguments: list[str]) -> Namespace:
+        return VFSCLI(arguments).config[arguments[0]]
+
+    return config
+
+
+def example(file: Path, command: str) -> list[str]:
+    """Arguments of the command in the comment on top of a file."""
+    found = re.search(rf"^#   (?:\S+=\S+ )*{command} (.*)$", file.read_text(), re.MULTILINE)
+    assert found is not None, file
+    return shlex.split(found[1])
+
+
+def command_of(script: Path, launcher: str, arguments: list[str], **env: str) -> list[str]:
+    """What a script starts by the launcher."""
+    stub = Path("bin", launcher)
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    stub.chmod(0o755)
+    subprocess.run(["bash", "-n", script], check=True)
+    env = os.environ | {"PATH": f"{stub.parent.resolve()}:{os.environ['PATH']}"} | env
+    run = subprocess.run(["bash", script, *arguments], env=env, check=True, capture_output=True, text=True)
+    return run.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SCALE.glob("*.yaml")))
+def test_a_configuration_for_many_gpus_goes_beside_a_models(parse, name: str) -> None:
+    arguments = example(SCALE / name, "lightning-vfs")
+    model, scale = (arguments[i + 1] for i, argument in enumerate(arguments) if argument == "--config")
+    assert scale == f"configs/scale/{name}"
+    config = parse(arguments)
+    trainer, trained = config["trainer"], yaml.safe_load(Path(model).read_text())
+    assert (trainer["accelerator"], trainer["precision"]) == ("gpu", "bf16-mixed")
+    assert trainer["max_steps"] == trained["trainer"]["max_steps"]
+    assert config["data"]["init_args"]["batch_size"] == trained["data"]["init_args"]["batch_size"]
+    if name == "one_node.yaml":
+        assert (trainer["strategy"], trainer["devices"]) == ("ddp", "auto")
+    else:
+        strategy = trainer["strategy"]
+        assert strategy["class_path"].endswith("ModelParallelStrategy") and config["model"]["checkpoint_activations"]
+        assert strategy["init_args"]["data_parallel_size"] == trainer["devices"] * trainer["num_nodes"]
+        assert strategy["init_args"]["tensor_parallel_size"] == 1
+        assert strategy["init_args"]["save_distributed_checkpoint"] is False
+
+
+def test_torchrun_starts_what_the_trainer_expects(parse) -> None:
+    script = SCALE / "torchrun.sh"
+    arguments = example(script, "configs/scale/torchrun.sh")
+    started = command_of(script, "torchrun", arguments, NODES="2", MASTER_ADDR="node0", DEVICES="4")
+    options, command = started[: started.index("-m")], started[started.index("-m") :]
+    assert command[:2] == ["-m", "lightning_vfs"] and command[-len(arguments) :] == arguments
+    options = dict(zip(options[::2], options[1::2], strict=True))
+    assert options["--rdzv-endpoint"] == "node0:29500"
+    config = parse(command[2:])
+    assert config["trainer"]["num_nodes"] == int(options["--nnodes"]) == 2
+    assert config["trainer"]["devices"] == options["--nproc-per-node"] == "4"
+    assert config["trainer"]["strategy"] == "ddp"
+    assert config["ckpt_path"] is None  # last_if_any, and there is none
+
+
+def test_slurm_starts_what_the_trainer_expects(parse) -> None:
+    script = SCALE / "slurm.sbatch"
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", script.read_text(), re.MULTILINE))
+    given = {
+        "SLURM_NNODES": "nodes",
+        "SLURM_NTASKS_PER_NODE": "ntasks-per-node",
+        "SLURM_CPUS_PER_TASK": "cpus-per-task",
+    }
+    arguments = example(script, "sbatch configs/scale/slurm.sbatch")
+    started = command_of(script, "srun", arguments, **{name: asked[option] for name, option in given.items()})
+    command = started[started.index("lightning-vfs") + 1 :]
+    assert command[-len(arguments) :] == arguments
+    trainer = parse(command)["trainer"]
+    assert trainer["num_nodes"] == int(asked["nodes"])
+    assert trainer["devices"] == asked["ntasks-per-node"] == asked["gpus-per-node"]
+    assert trainer["strategy"] == "ddp"
+    # Without a letter before the signal it goes to the tasks, and not to the script.
+    signal, seconds = asked["signal"].split("@")
+    assert signal == SLURMEnvironment().requeue_signal.name and int(seconds) >= 120
+    assert "requeue" in asked and asked["open-mode"] == "append" and asked["job-name"] not in ("bash", "interactive")
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_the_same_command_goes_on(config_file: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= {"DEVICES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    arguments = [f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
+    cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    for version, (steps, says) in enumerate([(2, "the run begins afresh"), (4, "version_0/checkpoints/last.ckpt")]):
+        script = [SCALE / "torchrun.sh", *arguments, *cpu, f"--trainer.max_steps={steps}"]
+        run = subprocess.run(script, env=env, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        assert says in run.stderr
+        last = tmp_path / f"tiny/version_{version}/checkpoints/last.ckpt"
+        assert torch.load(last, weights_only=True)["global_step"] == steps

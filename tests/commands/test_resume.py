@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,27 +17,47 @@ from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
 from tests.commands.interruptions import FIT, REPOSITORY, differences, interrupted, logged
 
-# 7 batches an epoch: checkpoints fall in the middle of epochs, and an epoch's last step accumulates one batch of two.
-BASE = ["--data.sets_per_epoch=14", "--trainer.log_every_n_steps=1", "--trainer.logger.init_args.flush_logs_every_n_steps=1"]
+CALLBACKS = """
+trainer:
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
+      init_args: {{decay: 0.9, use_buffers: false}}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {{save_last: true, every_n_train_steps: {every}, save_top_k: 1}}
+"""
+
+
+def arguments_in(folder: Path, config_file: Path) -> Callable[..., list[str]]:
+    """Arguments of a run with the given name, in `<name>/version_<n>`; it writes a checkpoint every so many steps.
+
+    An epoch has 7 batches: checkpoints fall in the middle of epochs, and if two batches make a step, the last makes one
+    alone.
+    """
+
+    def of(name: str, steps: int, every: int | None, *flags: str) -> list[str]:
+        callbacks = folder / f"every_{every}.yaml"
+        callbacks.write_text(CALLBACKS.format(every=every or "null"))
+        logger = {"save_dir": folder, "name": name, "flush_logs_every_n_steps": 1}
+        return [
+            f"--config={config_file}", f"--config={callbacks}", f"--trainer.max_steps={steps}",
+            "--trainer.log_every_n_steps=1", "--data.sets_per_epoch=14",
+            *(f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()), *flags,
+        ]  # fmt: skip
+
+    return of
 
 
 @pytest.fixture
-def arguments(config_file: Path, tmp_path: Path):
-    """Arguments of a run with the given name; its folders are `<name>/version_<n>`."""
+def arguments(config_file: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    return arguments_in(tmp_path, config_file)
 
-    def of(name: str, steps: int, every: int, *flags: str) -> list[str]:
-        (tmp_path / "steps.yaml").write_text(
-            "trainer:\n  callbacks:\n"
-            "    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging\n"
-            "      init_args: {decay: 0.9, use_buffers: false}\n"
-            "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
-            f"      init_args: {{save_last: true, every_n_train_steps: {every}, save_top_k: 0}}\n"
-        )
-        logger = [f"--trainer.logger.init_args.save_dir={tmp_path}", f"--trainer.logger.init_args.name={name}"]
-        files = [f"--config={config_file}", f"--config={tmp_path / 'steps.yaml'}"]
-        return [*files, *BASE, *logger, f"--trainer.max_steps={steps}", *flags]
 
-    return of
+@pytest.fixture(scope="module")
+def straight(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of 22 steps that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert main(["fit", *arguments_in(folder, config_file)("straight", 22, 22)]) == 0
+    return folder / "straight/version_0"
 
 
 def kill_when_held(command: list[str], folder: Path) -> None:
@@ -93,18 +113,17 @@ def test_100_steps_are_50_and_50(arguments, tmp_path: Path, flags: list[str]) ->
 # -- where Lightning alone would not be exact -------------------------------------------------------------------------
 
 
-def check_resumed(folder: Path, runs: list[str]) -> None:
+def check_resumed(straight: Path, *runs: Path) -> None:
     """The last of the runs ends as `straight` does, and together they have logged the same, once."""
-    straight = folder / "straight/version_0"
-    assert differences(straight, folder / runs[-1]) == []
-    assert [row for run in runs for row in logged(folder / run)] == logged(straight)
+    assert differences(straight, runs[-1]) == []
+    assert [row for run in runs for row in logged(run)] == logged(straight)
 
 
 def test_what_is_saved_after_a_resume_lacks_no_gradients(arguments, tmp_path: Path) -> None:
     flags = ["--trainer.accumulate_grad_batches=2"]
-    assert main(["fit", *arguments("straight", 20, 5, *flags)]) == 0
-    cut = arguments("cut", 20, 5, *flags)
-    # Step 5 is the first of epoch 1, batch 9 its third: half of step 6. Killed there, and again at the same batch.
+    assert main(["fit", *arguments("straight", 10, 5, *flags)]) == 0
+    cut = arguments("cut", 10, 5, *flags)
+    # Step 5 ends with batch 8. Both times the run stops before batch 10: in the middle of step 6.
     for again in ([], ["--ckpt_path=last"]):
         with pytest.raises(InterruptedError):
             main(["fit", *cut, interrupted(tmp_path, 10, "raise"), *again])
@@ -113,14 +132,75 @@ def test_what_is_saved_after_a_resume_lacks_no_gradients(arguments, tmp_path: Pa
     assert differences(tmp_path / "straight/version_0", tmp_path / "cut/version_2") == []
 
 
-def test_more_steps_go_on_in_the_middle_of_the_epoch(arguments, tmp_path: Path) -> None:
-    """Without every_n_train_steps, ModelCheckpoint saves at the end of the epoch that max_steps cuts short."""
-    assert main(["fit", *arguments("straight", 20, 20)]) == 0
-    arguments("cut", 10, 0)
-    by_epoch = tmp_path / "steps.yaml"
-    by_epoch.write_text(by_epoch.read_text().replace("every_n_train_steps: 0, save_top_k: 0", "save_top_k: 1"))
-    cut = arguments("cut", 10, 20)
-    by_epoch = [f"--trainer.logger.init_args.name=cut"]
-    assert main(["fit", *cut]) == 0
-    assert main(["fit", *arguments("cut", 20, 20), "--ckpt_path=last"]) == 0
-    check_resumed(tmp_path, ["cut/version_0", "cut/version_1"])
+@pytest.mark.parametrize("every", [None, 100], ids=["at the end of epochs", "at the end"])
+def test_more_steps_go_on_in_the_middle_of_the_epoch(arguments, straight: Path, tmp_path: Path, every) -> None:
+    assert main(["fit", *arguments("cut", 10, every)]) == 0
+    assert main(["fit", *arguments("cut", 22, 22), "--ckpt_path=last"]) == 0
+    check_resumed(straight, tmp_path / "cut/version_0", tmp_path / "cut/version_1")
+
+
+@pytest.mark.parametrize("every", [None, 7], ids=["after its last batch", "in its last batch"])
+def test_the_end_of_an_epoch_is_followed_by_the_next(arguments, straight: Path, tmp_path: Path, every) -> None:
+    with pytest.raises(InterruptedError):
+        main(["fit", *arguments("cut", 22, every), interrupted(tmp_path, 14, "raise")])
+    assert main(["fit", *arguments("cut", 22, 22), "--ckpt_path=last"]) == 0
+    check_resumed(straight, tmp_path / "cut/version_0", tmp_path / "cut/version_1")
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+KILLED_WHILE_WRITING = """
+import io, signal, sys, torch
+from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
+
+save, contents = torch.save, torch.load(sys.argv[1], weights_only=True)
+
+def half(contents, file):
+    whole = io.BytesIO()
+    save(contents, whole)
+    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    file.flush()
+    print("half is written", flush=True)
+    signal.pause()
+
+torch.save = half
+AtomicCheckpointIO().save_checkpoint(contents | {"global_step": 1000}, sys.argv[1])
+"""
+
+
+def test_a_kill_during_a_write_leaves_the_checkpoint_before(arguments, tmp_path: Path) -> None:
+    run = arguments("run", 2, 1)
+    assert main(["fit", *run]) == 0
+    last = tmp_path / "run/version_0/checkpoints/last.ckpt"
+    before = last.read_bytes()
+    with subprocess.Popen([sys.executable, "-c", KILLED_WHILE_WRITING, last], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"half is written\n"
+        writer.send_signal(signal.SIGKILL)
+    unfinished = last.with_name(".last.ckpt.tmp")
+    assert 0 < unfinished.stat().st_size < len(before)
+    assert last.read_bytes() == before
+    assert main(["validate", *run, "--ckpt_path=last"]) == 0
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1000}, last)
+    assert torch.load(last, weights_only=True) == {"global_step": 1000}
+    assert not unfinished.exists()
+
+
+def test_the_command_line_writes_and_reads_by_it(config_file: Path, tmp_path: Path) -> None:
+    run = VFSCLI(["validate", f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"])
+    assert isinstance(run.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1.3, 2.1])
+def test_a_run_killed_at_any_moment_can_be_resumed(arguments, tmp_path: Path, seconds: float) -> None:
+    last = tmp_path / "run/version_0/checkpoints/last.ckpt"
+    with subprocess.Popen([*FIT, *arguments("run", 100000, 1)], cwd=REPOSITORY, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 240
+        while not last.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        run.send_signal(signal.SIGKILL)
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert main(["fit", *arguments("run", reached + 2, 1), "--ckpt_path=last"]) == 0
+    resumed = tmp_path / "run/version_1/checkpoints/last.ckpt"
+    assert torch.load(resumed, weights_only=True)["global_step"] == reached + 2

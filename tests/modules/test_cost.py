@@ -11,7 +11,7 @@ import torch
 
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig
-from lightning_vfs.modules.cost import activation_bytes, step_flops
+from lightning_vfs.modules.cost import activation_bytes, step_flops, step_operations
 from tests.conftest import tiny_config
 from tests.modules.family import Case, cases
 
@@ -63,6 +63,14 @@ def test_flops_follow_sets_and_set_size() -> None:
     assert step_flops(CONFIG, sets=5) == 5 * per_set
     other = tiny_config(4, encoder={"tokenizer": "per_image_mean"})
     assert step_flops(other, set_size=3) < step_flops(other)
+
+
+def test_operations_grow_with_depth() -> None:
+    """By a block's: at least its 5 products and its attention, forward and backward, and not more than 100."""
+    counts = [step_operations(replace(CONFIG, denoiser=replace(CONFIG.denoiser, depth=depth))) for depth in (1, 2, 3)]
+    block = counts[1] - counts[0]
+    assert counts[2] - counts[1] == block
+    assert 3 * 6 <= block <= 100
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)

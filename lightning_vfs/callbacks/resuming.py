@@ -1,0 +1,59 @@
+"""Where Lightning goes on from a checkpoint otherwise than a run that was never interrupted, set right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def reopen_unfinished_epoch(fit_loop: dict[str, Any]) -> None:
+    """Go on in the epoch that `max_steps` cut short: where it was saved after that, Lightning counts it as done.
+
+    Args:
+        fit_loop: the loop's state in a checkpoint.
+    """
+    batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
+    begun = batches["current"]["ready"] > 0 and not batches["is_last_batch"]
+    resumable = bool(fit_loop["state_dict"].get("combined_loader"))
+    if begun and resumable and epochs["current"]["processed"] == epochs["current"]["started"]:
+        for progress in epochs.values():
+            progress["processed"] -= 1
+            progress["completed"] = progress["processed"]
+
+
+def begin_next_epoch(fit_loop: Any) -> None:
+    """Go on from the end of an epoch with the next one; when training starts, in the loop that has its state."""
+    epochs = fit_loop.epoch_progress.current
+    if fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
+        # Saved in the last batch: Lightning would neither count the next epoch as begun nor announce it.
+        fit_loop.reset_restart_stage()
+    elif fit_loop.restarted_on_epoch_end:
+        # Saved after the last batch: where max_steps is given, Lightning would end the epoch a second time.
+        fit_loop.epoch_progress.increment_completed()
+        fit_loop.epoch_loop.restarting = False
+        fit_loop.reset_restart_stage()
+
+
+def remember_last_save(trainer: pl.Trainer, step: int) -> None:
+    """A ModelCheckpoint forgets that it has saved at a step, and would again, with half a step's gradients missing."""
+    for callback in _model_checkpoints(trainer):
+        callback._last_global_step_saved = step
+
+
+def save_before_the_end(trainer: pl.Trainer) -> None:
+    """In the last batch, `last.ckpt` of a run so short that there is none yet.
+
+    Lightning would write it after WeightAveraging has put the average in the place of the weights, and they are lost.
+    """
+    last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    if trainer.global_step == trainer.max_steps or (trainer.is_last_batch and last_epoch):
+        for callback in _model_checkpoints(trainer):
+            if callback.save_last and not callback._last_checkpoint_saved:
+                callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+
+
+def _model_checkpoints(trainer: pl.Trainer) -> Iterator[ModelCheckpoint]:
+    return (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
