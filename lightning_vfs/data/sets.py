@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypedDict
@@ -158,6 +161,19 @@ class _PlannedSets(Dataset[SetBatch]):
         }
 
 
+def _obey_the_run_alone(worker: int) -> None:
+    """SLURM, and whoever ends a whole process group, signal workers too; a run that is told to end still needs them."""
+    run, signals = os.getppid(), {signal.SIGTERM, signal.SIGUSR1}
+
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != run:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class SetLoader:
     """Batches of sets for one rank: iterate it for one epoch of `SetBatch`.
 
@@ -183,6 +199,7 @@ class SetLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_obey_the_run_alone,
         )
         self._epoch = 0
         self._delivered = 0

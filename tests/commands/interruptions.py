@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,13 @@ class Interruption(Callback):
         if self.action == "hold":
             Path(self.folder, "held").touch()
             signal.pause()
-        os.kill(0 if self.to_group else os.getpid(), signal.Signals[self.action])
+        signum = signal.Signals[self.action]
+        if not self.to_group:
+            os.kill(os.getpid(), signum)
+        else:
+            # From outside, as a scheduler: what the run itself tells its workers is another matter.
+            code = f"import os; os.killpg({os.getpgrp()}, {signum.value})"
+            subprocess.run([sys.executable, "-c", code], check=True, start_new_session=True)
 
 
 def interrupted(folder: Path, at: int, act: str, **options: Any) -> str:
