@@ -157,7 +157,7 @@ def each_case(dtype: type) -> pytest.MarkDecorator:
 
 
 NO_ARRAYS = {"betas_for", "respaced_timesteps", "sincos_positions", "GaussianDiffusion.respaced"}
-NO_ARRAYS_IN = {"config_checks", "contract", "errors", "seeding"}  # nor in configurations
+NO_ARRAYS_IN = {"config_checks", "contract", "errors", "seeding", "unet"}  # nor in configurations
 
 
 def array_functions() -> set[str]:

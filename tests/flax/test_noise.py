@@ -23,7 +23,7 @@ def as_uint64(bits) -> np.ndarray:
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_integers_are_those_of_torch(seed: int, stream: int) -> None:
-    expected = in_torch._bits(torch.from_numpy(INDEX), 37, seed, stream).numpy().view(np.uint64)
+    expected = in_torch.random_bits(torch.from_numpy(INDEX), 37, seed, stream).numpy().view(np.uint64)
     np.testing.assert_array_equal(as_uint64(indexed_bits(INDEX, 37, seed, stream)), expected)
 
 
@@ -31,7 +31,7 @@ def test_integers_stay_the_same_with_a_traced_index_seed_and_stream() -> None:
     index, seed = np.array([0, 3, 2**31 - 1, -4], dtype=np.int32), 2**63 + 11
     bits = jax.jit(lambda index, seed, stream: indexed_bits(index, 37, seed, stream))
     for stream in (-3, 0, 12):
-        expected = in_torch._bits(torch.from_numpy(index).long(), 37, seed, stream).numpy().view(np.uint64)
+        expected = in_torch.random_bits(torch.from_numpy(index).long(), 37, seed, stream).numpy().view(np.uint64)
         np.testing.assert_array_equal(as_uint64(bits(index, uint64(seed), jnp.int32(stream))), expected)
 
 
@@ -48,6 +48,6 @@ def test_normals_are_those_of_torch_to_rounding() -> None:
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_seeds_that_torch_refuses_are_refused(seed: int) -> None:
     with pytest.raises(OverflowError):
-        in_torch._bits(torch.tensor([0]), 1, seed, 0)
+        in_torch.random_bits(torch.tensor([0]), 1, seed, 0)
     with pytest.raises(OverflowError, match="more than 64 bits"):
         indexed_normal(np.arange(2), (1,), seed)
