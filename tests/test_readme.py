@@ -100,6 +100,7 @@ def run_python_blocks() -> None:
     assert scope["images"].shape == (8, 3, 8, 8)
 
 
+@pytest.mark.slow  # tests/commands/test_ranks.py holds two ranks against one in every run
 def test_training_on_two_ranks(user_folder: Path) -> None:
     (line,) = (line for line in COMMANDS if "ddp" in line)
     _, *args = shlex.split(line)

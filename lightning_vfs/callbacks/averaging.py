@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 
-
-def averaging_of(trainer: pl.Trainer) -> WeightAveraging | None:
-    """The callback that averages the trainer's weights, if there is one."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+from lightning_vfs.modules.sharding import averaging_of
 
 
 @contextmanager

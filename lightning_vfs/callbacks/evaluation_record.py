@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_vfs.callbacks.averaging import averaging_of
 from lightning_vfs.callbacks.real_images import RESIZE
 from lightning_vfs.callbacks.share import Share
 from lightning_vfs.callbacks.split_evaluation import SplitResult
@@ -31,6 +30,7 @@ from lightning_vfs.metrics.record import (
     file_sha256,
     versions,
 )
+from lightning_vfs.modules.sharding import averaging_of
 
 if TYPE_CHECKING:
     from lightning_vfs.callbacks.fid import FIDCallback

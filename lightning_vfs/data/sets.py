@@ -199,7 +199,8 @@ class SetLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_obey_the_run_alone,
+            # where the system tells who sent a signal
+            worker_init_fn=_obey_the_run_alone if hasattr(signal, "sigwaitinfo") else None,
         )
         self._epoch = 0
         self._delivered = 0

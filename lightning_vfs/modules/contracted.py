@@ -14,7 +14,7 @@ from lightning_vfs.core.errors import ClassMismatchError
 from lightning_vfs.interop.checkpoints import check_contents
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.set_encoder import SetEncoder
-from lightning_vfs.modules.sharding import ShardableModule
+from lightning_vfs.modules.sharding import ShardableModule, averaging_of
 from lightning_vfs.modules.spt import SPT
 
 
@@ -88,7 +88,7 @@ class ContractedModule(FewShotDiffusion, ShardableModule):
         if "class_names" in checkpoint:
             self.class_names = tuple(checkpoint["class_names"])
         # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
-        averaging = self._averaging
+        averaging = None if self._trainer is None else averaging_of(self._trainer)
         if averaging is not None and averaging._average_model is not None:
             cast(ContractedModule, averaging._average_model.module)._adopt(config)
 

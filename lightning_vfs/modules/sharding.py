@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -125,10 +125,16 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {name: as_there(name, value) for name, value in state.items()}
 
 
+def averaging_of(trainer: pl.Trainer) -> WeightAveraging | None:
+    """The callback that averages the trainer's weights, if there is one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+
+
 class ShardableModule(pl.LightningModule):
     """A LightningModule that can be sharded, and whose checkpoints do not tell over how many ranks it was."""
 
-    def configure_callbacks(self) -> list[pl.Callback]:
+    def configure_callbacks(self) -> list[Callback]:
         """None of its own; Lightning's hook before callbacks are set up."""
         # It says that averages are not sharded with the model; below they are.
         warnings.filterwarnings(
@@ -140,7 +146,7 @@ class ShardableModule(pl.LightningModule):
         """Under Lightning's ModelParallelStrategy: shard this module, and its average, over all ranks (FSDP2)."""
         if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self):
             return
-        averaging = self._averaging
+        averaging = averaging_of(self.trainer)
         # Weight averaging calls this, too, before it copies the module, and what is sharded cannot be copied.
         if averaging is not None and averaging._average_model is None and self.trainer.state.fn == "fit":
             return
@@ -148,12 +154,6 @@ class ShardableModule(pl.LightningModule):
         shard(self, mesh, compile=self.hparams["compile"])
         if averaging is not None and averaging._average_model is not None:
             shard(averaging._average_model.module, mesh)
-
-    @property
-    def _averaging(self) -> WeightAveraging | None:
-        """The trainer's callback that averages weights, if there is one."""
-        callbacks = getattr(self._trainer, "callbacks", ())
-        return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the model is sharded: give a checkpoint its weights back, cut as the model's are.

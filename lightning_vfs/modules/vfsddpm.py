@@ -119,13 +119,7 @@ class VFSDDPM(ContractedModule):
             strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: hold the checkpoint against the contract, and go on from its other state.
-
-        Raises:
-            CheckpointError: the checkpoint holds no weights of this model, or another model's; the message names all
-                that differs.
-            SetSizeMismatchError: weights and data differ, and `on_set_size_mismatch` is `error`.
-        """
+        """Before a weight is copied: as `ContractedModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
         self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:

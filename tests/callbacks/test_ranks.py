@@ -1,34 +1,18 @@
 """The same figures from 1, 2 and 3 processes, in each of them, in the metric alone and in a trainer."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of three processes reports."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).with_name("rank_process.py")
-    command = [sys.executable, "-W", "ignore", str(script)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(3)]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(Path(__file__).with_name("rank_process.py"), 3, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 

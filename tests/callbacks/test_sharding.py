@@ -1,9 +1,6 @@
 """Two ranks that hold half of every parameter each (FSDP2), against one process, and the checkpoints of both."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +16,7 @@ from lightning_vfs.modules import OptimizerConfig
 from lightning_vfs.modules.optimizer import build_adamw, check_numbering, number_by_module
 from lightning_vfs.modules.sharding import check_strategy
 from tests.callbacks import conftest
+from tests.ranks import run_ranks
 
 sys.modules.setdefault("conftest", conftest)
 from tests.callbacks.sharded_process import fit, register_tiny  # noqa: E402
@@ -31,21 +29,7 @@ def folder(tmp_path_factory):
     register_tiny()
     figures = fit(folder / "single")
     (folder / "single.json").write_text(json.dumps(figures))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).with_name("sharded_process.py")
-    command = [sys.executable, "-W", "ignore", str(script)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(2)]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(Path(__file__).with_name("sharded_process.py"), 2, folder)
     fit(folder / "single from sharded", folder / "sharded" / "step=2.ckpt")
     return folder
 

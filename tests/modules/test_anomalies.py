@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from lightning_vfs.modules.anomalies import StepGuard
 from lightning_vfs.modules.noise import TIMESTEP, indexed_uniform
 from tests.commands.conftest import TINY
 from tests.modules.anomaly_ranks import ByContrast, contrast_of, data_of, model_of, trainer_of, write_images
+from tests.ranks import run_ranks
 
 BAD_STEP = 1
 """Counted from 0, of 3 steps of 2 sets."""
@@ -319,26 +316,12 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any
     """What each of two ranks reports, one of which has the blank set."""
     folder = tmp_path_factory.mktemp("ranks")
     write_images(folder / "images")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root, script = Path(__file__).parents[2], Path(__file__).with_name("anomaly_ranks.py")
-    command = [sys.executable, "-W", "ignore", str(script)]
-    env = os.environ | {
-        "PYTHONPATH": str(root),
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "LIGHTNING_VFS_CACHE": str(folder / "cache"),
         "PL_GLOBAL_SEED": "0",
-        "OMP_NUM_THREADS": "1",
     }
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(2)]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(Path(__file__).with_name("anomaly_ranks.py"), 2, folder, **environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
