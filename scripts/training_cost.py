@@ -167,7 +167,7 @@ def measured_cases() -> str:
     rate, product = found["cases"]["the case"]["gflop_per_second"], found["matmul_gflops"]
     return (
         f"{markdown(rows)}\nThe first row computes {rate:.0f} GFLOP/s, {rate / product:.0%} of what a matrix product "
-        f"alone reaches there. An operation\non tiny tensors takes {found['host_us_per_operation']:.0f} µs.\n"
+        f"alone reaches there.\nAn operation on tiny tensors takes {found['host_us_per_operation']:.0f} µs.\n"
     )
 
 
