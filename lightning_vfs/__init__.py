@@ -7,7 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_vfs.callbacks import FIDCallback, PreemptionCheckpoint, SampleGridCallback, ThroughputCallback
+    from lightning_vfs.callbacks import (
+        EMACallback,
+        FIDCallback,
+        PreemptionCheckpoint,
+        SampleGridCallback,
+        ThroughputCallback,
+    )
     from lightning_vfs.core import CheckpointError, SetSizeMismatchError, VFSConfig
     from lightning_vfs.data import SetDataModule
     from lightning_vfs.modules import VFSDDPM
@@ -20,6 +26,7 @@ _HOMES = {
     "SetSizeMismatchError": "core",
     "VFSDDPM": "modules",
     "SetDataModule": "data",
+    "EMACallback": "callbacks",
     "FIDCallback": "callbacks",
     "PreemptionCheckpoint": "callbacks",
     "SampleGridCallback": "callbacks",
@@ -29,6 +36,7 @@ _HOMES = {
 __all__ = [
     "VFSDDPM",
     "CheckpointError",
+    "EMACallback",
     "FIDCallback",
     "PreemptionCheckpoint",
     "SampleGridCallback",

@@ -22,11 +22,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
-from lightning_vfs import VFSDDPM, FIDCallback, VFSConfig
+from lightning_vfs import VFSDDPM, EMACallback, FIDCallback, VFSConfig
 from lightning_vfs.callbacks.grids import sample_grid
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.modules import OptimizerConfig
@@ -133,7 +132,7 @@ def run(name: str, cpu_seconds: float) -> None:
     model = VFSDDPM(config, OptimizerConfig(**SETTINGS["model"]["optimizer"]))
     start = time.process_time()
     # An average over the same share of every run: what a run begins with weighs e**-7, a thousandth, at its end.
-    averaging = EMAWeightAveraging(decay=1 - 7 / steps, use_buffers=False)
+    averaging = EMACallback(decay=1 - 7 / steps, warmup=False)
     trainer = trainer_of([averaging], max_steps=steps, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
     took = time.process_time() - start

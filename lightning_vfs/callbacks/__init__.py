@@ -1,12 +1,14 @@
-"""Lightning callbacks: figures and pictures of what the model generates, speed, and checkpoints of runs that end."""
+"""Lightning callbacks: figures and pictures of generated images, averaged weights, speed, and checkpoints at the end."""
 
 from lightning_vfs.callbacks.fid import FIDCallback
 from lightning_vfs.callbacks.grids import SampleGridCallback, sample_grid
 from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.throughput import ThroughputCallback
+from lightning_vfs.modules.averaging import EMACallback
 
 __all__ = [
+    "EMACallback",
     "FIDCallback",
     "PredictionWriter",
     "PreemptionCheckpoint",

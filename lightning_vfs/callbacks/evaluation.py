@@ -13,23 +13,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_vfs.callbacks.averaging import averaged_weights
 from lightning_vfs.core import contract
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.module import SetDataModule
+from lightning_vfs.modules.averaging import averaged_weights
 from lightning_vfs.modules.sharding import unsharded
 
 
 @contextmanager
-def evaluating(trainer: pl.Trainer, pl_module: pl.LightningModule, caller: Callback) -> Iterator[None]:
+def evaluating(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """Averaged weights, evaluation mode, no gradients and the trainer's precision inside; all as it was outside.
 
     So are the global random number generators: training goes on as if nothing had been evaluated. All ranks enter,
     since the parameters of a sharded model are gathered; inside, each may do something else.
     """
     modes = {module: module.training for module in pl_module.modules()}
-    with isolate_rng(), torch.no_grad(), averaged_weights(trainer, pl_module, caller), unsharded(pl_module):
+    with isolate_rng(), torch.no_grad(), averaged_weights(trainer, pl_module), unsharded(pl_module):
         pl_module.eval()
         try:
             with trainer.precision_plugin.val_step_context():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -30,7 +30,7 @@ from lightning_vfs.metrics.record import (
     file_sha256,
     versions,
 )
-from lightning_vfs.modules.sharding import averaging_of
+from lightning_vfs.modules.averaging import EMACallback, averaging_of
 
 if TYPE_CHECKING:
     from lightning_vfs.callbacks.fid import FIDCallback
@@ -111,28 +111,18 @@ def _model(trainer: pl.Trainer, pl_module: Any) -> ModelRecord:
     state: Mapping[str, Any] = {}
     if checkpoint is not None:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if fitting:
-        model = getattr(averaging, "_average_model", None)
-        averaged = model is not None and int(model.n_averaged) > 0
-    else:
-        averaged = "averaging_state" in state
+    averaged = averaging is not None and averaging.updates > 0 if fitting else "averaging_state" in state
+    options: Mapping[str, Any] = state.get("callbacks", {}).get(EMACallback.__qualname__, {})
+    if fitting and averaging is not None:
+        options = averaging.state_dict()
     return ModelRecord(
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint),
         global_step=trainer.global_step if fitting else state.get("global_step"),
         weights="averaged" if averaged else "raw",
-        averaging_decay=None if averaging is None else _decay(averaging),
+        averaging_decay=options.get("decay"),
         autoencoder_sha256=pl_module.autoencoder.weights_sha256 if pl_module.config.latent.autoencoder else None,
     )
-
-
-def _decay(averaging: WeightAveraging) -> float | None:
-    """Decay of EMAWeightAveraging, which keeps it nowhere but in its averaging function."""
-    function = averaging._kwargs.get("avg_fn")
-    for cell in getattr(function, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, float):
-            return cell.cell_contents
-    return None
 
 
 def _metrics(callback: FIDCallback) -> MetricsRecord:

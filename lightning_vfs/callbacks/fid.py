@@ -227,7 +227,7 @@ class FIDCallback(Callback):
             device=pl_module.device,
             show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
         )
-        with evaluating(trainer, pl_module, self):
+        with evaluating(trainer, pl_module):
             results = {
                 split: evaluation.evaluate(pl_module, shots, share) for split, evaluation in self._evaluations.items()
             }

@@ -129,7 +129,7 @@ class SampleGridCallback(Callback):
         data = sets_of(trainer, self)
         self._check(pl_module, data)
         folder = Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "samples")
-        with evaluating(trainer, pl_module, self):
+        with evaluating(trainer, pl_module):
             grid = self._picture(data, pl_module) if trainer.is_global_zero else None
         if grid is None:
             return

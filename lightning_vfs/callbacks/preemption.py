@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,8 +19,8 @@ from lightning_vfs.callbacks.resuming import (
     begin_next_epoch,
     remember_last_save,
     reopen_unfinished_epoch,
-    save_before_the_end,
 )
+from lightning_vfs.modules.host_flag import HostFlag
 
 
 class PreemptionCheckpoint(Callback):
@@ -42,6 +43,7 @@ class PreemptionCheckpoint(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._signal: int | None = None
         self._exit_status: int | None = None
+        self._told: HostFlag | None = None
         self._requeue_signal = _requeue_signal(trainer)
         # Last of all, after averages and the bookkeeping of other callbacks: their state is part of the checkpoint.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
@@ -85,13 +87,28 @@ class PreemptionCheckpoint(Callback):
         if self._signal is None:
             self._signal = signum
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        save_before_the_end(trainer)
-        if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+        if self._is_told(trainer, batch_idx):
             self._save(trainer)
+
+    def _is_told(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether a rank has had a signal; the same on all ranks, which ask after the same step.
+
+        On a GPU the answer of one step is read after the next, so that it is not waited for; at once where something
+        else comes between.
+        """
+        if trainer.world_size == 1:
+            return self._signal is not None
+        told = torch.tensor(self._signal is not None, dtype=torch.float32, device=trainer.strategy.root_device)
+        before, self._told = self._told, HostFlag(trainer.strategy.reduce(told, reduce_op="max") > 0)
+        more_comes_first = trainer.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0
+        latest = self._told if not self._told.is_late or more_comes_first else None
+        return any(flag is not None and bool(flag) for flag in (before, latest))
 
     def _save(self, trainer: pl.Trainer) -> None:
         requeue = trainer.strategy.reduce_boolean_decision(

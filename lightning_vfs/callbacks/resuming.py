@@ -43,17 +43,5 @@ def remember_last_save(trainer: pl.Trainer, step: int) -> None:
         callback._last_global_step_saved = step
 
 
-def save_before_the_end(trainer: pl.Trainer) -> None:
-    """In the last batch, `last.ckpt` of a run so short that there is none yet.
-
-    Lightning would write it after WeightAveraging has put the average in the place of the weights, and they are lost.
-    """
-    last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-    if trainer.global_step == trainer.max_steps or (trainer.is_last_batch and last_epoch):
-        for callback in _model_checkpoints(trainer):
-            if callback.save_last and not callback._last_checkpoint_saved:
-                callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
-
-
 def _model_checkpoints(trainer: pl.Trainer) -> Iterator[ModelCheckpoint]:
     return (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))

@@ -9,15 +9,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_vfs.interop.training_state import Moments, TrainingState, arrays, tensors
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.modules.averaging import EMACallback
 from lightning_vfs.modules.optimizer import build_adamw, warmup_cosine
 
 
@@ -63,12 +63,9 @@ def _quiet_trainer(callbacks: list[Callback]) -> pl.Trainer:
         log.setLevel(level)
 
 
-def _averaging(model: VFSDDPM, state: TrainingState) -> EMAWeightAveraging:
-    callback = EMAWeightAveraging()
-    callback._average_model = AveragedModel(model)
-    callback._average_model.module.load_state_dict(tensors(state.averaged or {}))
-    callback._average_model.n_averaged += max(1, state.step)
-    callback._latest_update_step = state.step
+def _averaging(model: VFSDDPM, state: TrainingState) -> EMACallback:
+    callback = EMACallback()
+    callback.start_from(model, tensors(state.averaged or {}), updates=max(1, state.step), step=state.step)
     return callback
 
 

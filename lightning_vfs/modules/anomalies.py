@@ -13,11 +13,11 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_vfs.core.errors import NonFiniteLossError
+from lightning_vfs.modules.host_flag import HostFlag
+from lightning_vfs.modules.optimizer import gradient_norm, handles_scaling, local, scaler_of, skips_by_found_inf
 
 LISTED_SETS = 5
 """Sets that a message describes."""
@@ -54,11 +54,13 @@ class StepGuard:
 
     Attributes:
         skipped: steps left out, a whole number or a tensor of one.
+        norm: of the gradients of the step that comes next, (); replicated where they are sharded.
     """
 
     def __init__(self, skip: bool) -> None:
         self.skip = skip
         self.skipped: int | Tensor = 0
+        self.norm: Tensor | None = None
         self._batches: list[_Batch] = []
         self._undecided: _Step | None = None
         self._warnings = 0
@@ -84,10 +86,14 @@ class StepGuard:
         """
         self.settle(module)
         batches, self._batches = self._batches, []
-        norm = gradient_norm(module)
+        scaler = scaler_of(module.trainer)
+        if scaler is not None and handles_scaling(optimizer):
+            scaler.unscale_(optimizer)
+        self.norm = gradient_norm(optimizer)
+        norm = local(self.norm)
         module.log("train/grad_norm", norm)
-        # A gradient scaler looks for its scale by gradients that overflow, and leaves these steps out itself.
-        scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+        # A gradient scaler looks for its scale by gradients that overflow, and leaves these steps out itself; a loss
+        # that is not finite gives it such gradients.
         decisive = [batch.loss for batch in batches] + ([norm] if scaler is None else [])
         if not decisive:
             return
@@ -96,14 +102,15 @@ class StepGuard:
         if self.skip:
             module.log("train/skipped_steps", self.skipped.float())
         trainer = module.trainer
-        self._undecided = _Step(trainer.global_step + 1, trainer.current_epoch, batches, norm, _HostFlag(bad))
-        obeys = scaler is None and _obeys_found_inf(optimizer)
-        if obeys:
+        self._undecided = _Step(trainer.global_step + 1, trainer.current_epoch, batches, norm, HostFlag(bad))
+        if scaler is None and skips_by_found_inf(optimizer):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        if obeys and self._reads_late(bad):
+        elif scaler is None:
+            if self.settle(module):
+                optimizer.zero_grad(set_to_none=True)
             return
-        if self.settle(module) and not obeys:
-            optimizer.zero_grad(set_to_none=True)
+        if not self._undecided.bad.is_late:
+            self.settle(module)
 
     def settle(self, module: pl.LightningModule) -> bool:
         """Wait until it is known whether the last step was finite; True where it was left out. Collective.
@@ -122,21 +129,6 @@ class StepGuard:
             rank_zero_warn(f"{_report(step, module)}\nThis step is skipped: {int(self.skipped)} so far.{last}")
         return True
 
-    @staticmethod
-    def _reads_late(flag: Tensor) -> bool:
-        return flag.is_cuda
-
-
-def gradient_norm(module: torch.nn.Module) -> Tensor:
-    """Euclidean norm of all gradients, (), the same on all ranks where parameters are sharded."""
-    norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def _obeys_found_inf(optimizer: Optimizer) -> bool:
-    """Whether `found_inf` of 1 makes a step change nothing. Fused SGD does not always: its first momentum is lost."""
-    return isinstance(optimizer, torch.optim.Adam) and getattr(optimizer, "_step_supports_amp_scaling", False)
-
 
 class _Batch(NamedTuple):
     number: int
@@ -144,28 +136,12 @@ class _Batch(NamedTuple):
     sets: SetLosses | None
 
 
-class _HostFlag:
-    """A truth value of the device, on its way to the host; to ask for it waits until it is there."""
-
-    def __init__(self, flag: Tensor) -> None:
-        self._flag, self._arrival = flag, None
-        if flag.is_cuda:
-            self._flag = torch.empty_like(flag, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
-            self._arrival = torch.cuda.Event()
-            self._arrival.record()
-
-    def __bool__(self) -> bool:
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return bool(self._flag)
-
-
 class _Step(NamedTuple):
     number: int
     epoch: int
     batches: list[_Batch]
     norm: Tensor
-    bad: _HostFlag
+    bad: HostFlag
 
 
 @dataclass(frozen=True, order=True)

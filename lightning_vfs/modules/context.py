@@ -10,6 +10,7 @@ from lightning_vfs.core.categorical import gumbel_softmax, most_likely, uniform_
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
 from lightning_vfs.modules.layers import initialize_linear
+from lightning_vfs.modules.precision import at_least_float32
 
 
 class ClassContext(nn.Module):
@@ -42,7 +43,7 @@ class GaussianContext(nn.Module):
     def draw(self, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A context of the posterior by standard normal noise, (b, ..., dim), and its KL to N(0, I) in bits, (b,)."""
         mean, log_variance = self(context)
-        kl = standard_gaussian_kl_bits(mean.float(), log_variance.float())
+        kl = standard_gaussian_kl_bits(at_least_float32(mean), at_least_float32(log_variance))
         return mean + (0.5 * log_variance).exp() * noise, kl
 
     def mode(self, context: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class DiscreteContext(nn.Module):
         initialize_linear(self)
 
     def forward(self, context: Tensor) -> Tensor:
-        return rearrange(self.logits(context).float(), "... (g e) -> ... g e", g=self.groups)
+        return rearrange(at_least_float32(self.logits(context)), "... (g e) -> ... g e", g=self.groups)
 
     def draw(self, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A relaxed draw by uniform noise, (b, ..., dim), and the KL to uniform codes in bits, (b,)."""
@@ -81,4 +82,4 @@ class DiscreteContext(nn.Module):
         return self._embed(most_likely(self(context)))
 
     def _embed(self, weights: Tensor) -> Tensor:
-        return torch.einsum("...ge,ged->...gd", weights, self.codebook).flatten(-2)
+        return torch.einsum("...ge,ged->...gd", weights, self.codebook.to(weights.dtype)).flatten(-2)

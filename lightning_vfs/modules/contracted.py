@@ -14,7 +14,7 @@ from lightning_vfs.core.errors import ClassMismatchError
 from lightning_vfs.interop.checkpoints import check_contents
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.set_encoder import SetEncoder
-from lightning_vfs.modules.sharding import ShardableModule, averaging_of
+from lightning_vfs.modules.sharding import ShardableModule
 from lightning_vfs.modules.spt import SPT
 
 
@@ -87,10 +87,6 @@ class ContractedModule(FewShotDiffusion, ShardableModule):
         self._adopt(config)
         if "class_names" in checkpoint:
             self.class_names = tuple(checkpoint["class_names"])
-        # Weight averaging has copied this module before, and loads its copy from the same checkpoint.
-        averaging = None if self._trainer is None else averaging_of(self._trainer)
-        if averaging is not None and averaging._average_model is not None:
-            cast(ContractedModule, averaging._average_model.module)._adopt(config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside weights: the classes of a class-conditional model."""
@@ -107,7 +103,8 @@ class ContractedModule(FewShotDiffusion, ShardableModule):
         """Take the configuration that holds, with a tokenizer of its width where that changed."""
         if config.patch_dim != self.config.patch_dim:
             fresh = SPT(cast(int, config.patch_dim), config.encoder.patch_size, config.encoder.dim)
-            cast(SetEncoder, self.encoder).to_patch_embedding = fresh.to(self.device)
+            encoder = cast(SetEncoder, self.encoder)
+            encoder.to_patch_embedding = fresh.to(encoder.to_patch_embedding.proj.weight)
         self.config = config
         self.hparams["config"] = config.to_dict()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.denoiser_config import DenoiserConfig
-from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
+from lightning_vfs.core.embeddings import sincos_positions
 from lightning_vfs.core.patches import unpatchify
 from lightning_vfs.modules.attention import Attention, CrossAttention
 from lightning_vfs.modules.blocks import NetworkBlock
@@ -116,8 +116,10 @@ class DiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None, key: Tensor | None = None) -> Tensor:
         pad = self.config.pad
+        x_t = x_t.to(self.patch_embed.weight.dtype)
         padded = F.pad(x_t, [pad] * 4) if pad else x_t
         x = rearrange(self.patch_embed(padded), "b d h w -> b (h w) d") + self.pos_embed
+        context = None if context is None else context.to(self.patch_embed.weight.dtype)
         condition = self._condition(t, context)
         for block in self.blocks:
             x = block(x, condition, context, key)
@@ -125,7 +127,7 @@ class DiT(nn.Module):
         return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad] if pad else image
 
     def _condition(self, t: Tensor, context: Tensor | None) -> Tensor:
-        time = self.time_embed(timestep_embedding(t * self.timestep_scale, TIMESTEP_FEATURES, torch.float32))
+        time = self.time_embed(t.float() * self.timestep_scale)
         if not self.has_film:
             return time
         assert context is not None, "this denoiser is conditioned on a context"

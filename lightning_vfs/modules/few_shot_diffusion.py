@@ -23,6 +23,7 @@ from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.generation import Guide, generate
 from lightning_vfs.modules.latent import Autoencoder
 from lightning_vfs.modules.noise import indexed_normal
+from lightning_vfs.modules.precision import at_least_float32
 from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
 from lightning_vfs.modules.unet import UNet, UNetEncoder
 
@@ -199,11 +200,12 @@ class FewShotDiffusion(nn.Module):
         if self.null_context is not None and context is not None and dropped is not None:
             dropped = dropped.reshape(-1, *[1] * (context.ndim - 1))
             context = torch.where(dropped, self.null_context.to(context.dtype), context)
-        x_0, noise, t_image = diffused.flatten(0, 1), noise.flatten(0, 1), t.repeat_interleave(n)
+        x_0 = at_least_float32(diffused.flatten(0, 1))
+        noise, t_image = noise.flatten(0, 1).to(x_0), t.repeat_interleave(n)
         x_t = self.diffusion.q_sample(x_0, t_image, noise)
-        model_output = self.denoiser(
-            x_t, t_image, context, None if denoiser_key is None else denoiser_key.flatten()
-        ).float()
+        model_output = at_least_float32(
+            self.denoiser(x_t, t_image, context, None if denoiser_key is None else denoiser_key.flatten())
+        )
         losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, Tensor.detach)
         return losses.reshape(b, n).mean(dim=1), None if kl is None else kl.reshape(b, n).mean(dim=1)
 
@@ -406,7 +408,7 @@ class FewShotDiffusion(nn.Module):
         guide = self._guide(support, label, SamplingConfig())
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.denoiser(x_t, t, guide.contexts(t[0])).float()
+            return at_least_float32(self.denoiser(x_t, t, guide.contexts(t[0])))
 
         def noise(step: int) -> Tensor:
             return indexed_normal(index, tuple(x_0.shape[1:]), seed, _BOUND - int(process.timesteps[step]))

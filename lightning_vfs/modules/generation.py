@@ -14,6 +14,7 @@ from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.samplers import sample
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.modules.noise import START, indexed_normal
+from lightning_vfs.modules.precision import at_least_float32
 
 
 class Guide(NamedTuple):
@@ -51,12 +52,12 @@ def generate(
     def denoise(x_t: Tensor, t: Tensor, step: int) -> Tensor:
         contexts = guide.contexts(t[0])
         if contexts is None:
-            return denoiser(x_t, t, None).float()
+            return at_least_float32(denoiser(x_t, t, None))
         context = contexts[guide_of]
         if scales[step] == 1 or guide.null_context is None:
-            return denoiser(x_t, t, context).float()
+            return at_least_float32(denoiser(x_t, t, context))
         null = guide.null_context.expand_as(context)
-        both = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([context, null])).float()
+        both = at_least_float32(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([context, null])))
         conditional, unconditional = both.chunk(2)
         return guided(conditional, unconditional, scales[step], shape[0])
 

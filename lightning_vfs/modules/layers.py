@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.modules.dropout import Dropout
 
 LAYER_NORM_EPS = 1e-6
@@ -42,16 +43,19 @@ class Projection(nn.Module):
 
 
 class TimestepMLP(nn.Module):
-    """Two linear layers with SiLU between, for sinusoids of timesteps: (b, in_dim) -> (b, dim)."""
+    """Two linear layers with SiLU between, on sinusoids of timesteps: t int or float (b,) -> (b, dim)."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
+        self.in_dim = in_dim
         self.fc1 = nn.Linear(in_dim, dim)
         self.act = nn.SiLU()
         self.fc2 = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, t: Tensor) -> Tensor:
+        # Timesteps and their angles need float32, whatever the weights are in.
+        sinusoids = timestep_embedding(t, self.in_dim, torch.float32)
+        return self.fc2(self.act(self.fc1(sinusoids.to(self.fc1.weight.dtype))))
 
 
 def required_timestep(t: Tensor | None) -> Tensor:

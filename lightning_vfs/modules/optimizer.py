@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-from torch import nn
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 
@@ -67,7 +71,7 @@ class OptimizerConfig:
         return asdict(self) | {"betas": list(self.betas)}
 
 
-def build_adamw(module: nn.Module, config: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
+def build_adamw(module: nn.Module, config: OptimizerConfig, fused: bool = True) -> torch.optim.AdamW:
     """AdamW over the module's parameters; only matrices decay."""
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if p.ndim >= 2 and name.split(".")[-1] == "weight"]
@@ -88,6 +92,62 @@ def apply_settings(
     scheduler.base_lrs = [config.learning_rate for _ in optimizer.param_groups]
     for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group["lr"] = config.learning_rate * factor(scheduler.last_epoch)
+
+
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+"""Options of an optimizer that say how it computes, not what."""
+
+
+def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer that loads a state keep its own way of computing: that of the run, not of the checkpoint."""
+
+    def own(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        groups = [
+            group | {name: ours[name] for name in IMPLEMENTATION if name in ours}
+            for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=False)
+        ]
+        return state | {"param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(own)
+
+
+def scaler_of(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """The gradient scaler of a run in mixed float16."""
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+
+
+def handles_scaling(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer, being fused, takes the scale of gradients and the order to do nothing."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def skips_by_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `found_inf` of 1 makes a step change nothing. Fused SGD does not always: its first momentum is lost."""
+    return isinstance(optimizer, torch.optim.Adam) and handles_scaling(optimizer)
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Euclidean norm of the gradients of all that an optimizer steps, (); replicated where they are sharded."""
+    norm = get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+    return norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim) if isinstance(norm, DTensor) else norm
+
+
+def local(value: Tensor) -> Tensor:
+    """A replicated tensor as this rank has it."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, algorithm: str, norm: Tensor) -> None:
+    """Clip gradients by value, or by their norm (), which is known."""
+    if algorithm == "value":
+        clip_grad_value_(_parameters(optimizer), limit)
+    else:
+        clip_grads_with_norm_(_parameters(optimizer), limit, norm)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def number_by_module(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.modules.attention import LSA, EncoderAttention
@@ -128,8 +127,7 @@ class SetEncoder(nn.Module):
     def _time_token(self, b: int, t: Tensor | None) -> Tensor:
         if self.config.time_token == "zero":
             return torch.zeros(b, 1, self.config.dim, device=self.cls_token.device)
-        sinusoids = timestep_embedding(required_timestep(t), self.config.dim // 4, torch.float32)
-        return self.to_time_embedding(self.time_embed(sinusoids))[:, None]
+        return self.to_time_embedding(self.time_embed(required_timestep(t)))[:, None]
 
     def _pool(self, x: Tensor, key: Tensor | None) -> Tensor:
         match self.config.pool:

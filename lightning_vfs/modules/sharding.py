@@ -6,14 +6,12 @@ of weights, is gathered and cut here.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -125,35 +123,14 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {name: as_there(name, value) for name, value in state.items()}
 
 
-def averaging_of(trainer: pl.Trainer) -> WeightAveraging | None:
-    """The callback that averages the trainer's weights, if there is one."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
-
-
 class ShardableModule(pl.LightningModule):
     """A LightningModule that can be sharded, and whose checkpoints do not tell over how many ranks it was."""
 
-    def configure_callbacks(self) -> list[Callback]:
-        """None of its own; Lightning's hook before callbacks are set up."""
-        # It says that averages are not sharded with the model; below they are.
-        warnings.filterwarnings(
-            "ignore", message="You're using the WeightAveraging callback with a model that overrides"
-        )
-        return []
-
     def configure_model(self) -> None:
-        """Under Lightning's ModelParallelStrategy: shard this module, and its average, over all ranks (FSDP2)."""
+        """Under Lightning's ModelParallelStrategy: shard this module over all ranks (FSDP2)."""
         if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self):
             return
-        averaging = averaging_of(self.trainer)
-        # Weight averaging calls this, too, before it copies the module, and what is sharded cannot be copied.
-        if averaging is not None and averaging._average_model is None and self.trainer.state.fn == "fit":
-            return
-        mesh = self.trainer.strategy.device_mesh["data_parallel"]
-        shard(self, mesh, compile=self.hparams["compile"])
-        if averaging is not None and averaging._average_model is not None:
-            shard(averaging._average_model.module, mesh)
+        shard(self, self.trainer.strategy.device_mesh["data_parallel"], compile=self.hparams["compile"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the model is sharded: give a checkpoint its weights back, cut as the model's are.

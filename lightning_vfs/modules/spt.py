@@ -25,4 +25,4 @@ class SPT(nn.Module):
         self.proj = nn.Linear(patch_dim, dim)
 
     def forward(self, x_set: Tensor) -> Tensor:
-        return self.proj(self.norm(stack_patches(x_set, self.patch_size)))
+        return self.proj(self.norm(stack_patches(x_set, self.patch_size).to(self.norm.weight.dtype)))

@@ -8,7 +8,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.core.unet import EMBEDDING_RATIO
 from lightning_vfs.modules.dropout import number_dropout
@@ -68,6 +67,7 @@ class UNet(HalfUNet):
         initialize_zero(self.conv_out)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None, key: Tensor | None = None) -> Tensor:
+        context = None if context is None else context.to(self.conv_in.weight.dtype)
         embedding = self._embedding(t, context)
         *skips, x = self.features(x_t, embedding, context, key)
         for level in self.up:
@@ -76,7 +76,7 @@ class UNet(HalfUNet):
 
     def _embedding(self, t: Tensor, context: Tensor | None) -> Tensor:
         """(b, 4 * channels), of the timestep and, with `film`, of the context."""
-        time = self.time_embed(timestep_embedding(t * self.timestep_scale, self.config.channels, torch.float32))
+        time = self.time_embed(t.float() * self.timestep_scale)
         if self.context_proj is None:
             return time
         assert context is not None, "this denoiser is conditioned on a context"
@@ -145,4 +145,4 @@ class UNetEncoder(HalfUNet):
         """(b, 4 * channels) of the timestep, for an encoder that sees it."""
         if self.time_embed is None:
             return None
-        return self.time_embed(timestep_embedding(required_timestep(t), self.config.channels, torch.float32))
+        return self.time_embed(required_timestep(t))

@@ -74,7 +74,7 @@ class HalfUNet(nn.Module):
         The last has gone through the middle too, so that the list holds one more than there are `feature_widths`.
         Dropout in training follows `key`, int64 (b,).
         """
-        features = [self.conv_in(x)]
+        features = [self.conv_in(x.to(self.conv_in.weight.dtype))]
         for level in self.down:
             features += level(features[-1], embedding, context, key)
         x = features[-1]

@@ -24,6 +24,7 @@ from lightning_vfs.core.sets import subsample
 from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.modules.anomalies import SetLosses, StepGuard
+from lightning_vfs.modules.averaging import averaging_of
 from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.contracted import ContractedModule, images_of
 from lightning_vfs.modules.noise import (
@@ -40,6 +41,10 @@ from lightning_vfs.modules.optimizer import (
     OptimizerConfig,
     apply_settings,
     build_adamw,
+    clip_gradients,
+    gradient_norm,
+    keep_implementation,
+    scaler_of,
     warmup_cosine,
 )
 from lightning_vfs.modules.sharding import check_strategy, is_sharded
@@ -115,6 +120,7 @@ class VFSDDPM(ContractedModule):
         _ = self.autoencoder
         strategy = self.trainer.strategy
         check_strategy(strategy)
+        averaging_of(self.trainer)
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -151,6 +157,9 @@ class VFSDDPM(ContractedModule):
         self._set_losses = None
         loss = self.batch_loss(batch, batch_idx)
         mean = self._of_all_ranks_cat(loss.detach()[None]).mean()
+        if scaler_of(self.trainer) is not None:
+            # It leaves a step out by its gradients, which of a loss that overflows alone may be finite.
+            loss = loss * torch.where(mean.isfinite(), 1.0, torch.nan)
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._guard.add(batch_idx, mean, self._set_losses, first)
         self.log("train/loss", mean, prog_bar=True)
@@ -164,6 +173,21 @@ class VFSDDPM(ContractedModule):
                 is noticed one step later.
         """
         self._guard.before_step(self, optimizer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip with any optimizer, in any precision, by the norm that `on_before_optimizer_step` has computed.
+
+        Lightning refuses fused optimizers in mixed precision, and computes the norm a second time.
+        """
+        if gradient_clip_val:
+            norm, self._guard.norm = self._guard.norm, None
+            norm = gradient_norm(optimizer) if norm is None else norm
+            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm", norm)
 
     def on_train_epoch_end(self) -> None:
         self._guard.settle(self)
@@ -284,12 +308,16 @@ class VFSDDPM(ContractedModule):
                 "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.optimizer.decay_steps."
             )
-        # With a gradient scaler (16-mixed) a fused AdamW unscales by itself, and Lightning then refuses to clip.
-        fused = self.trainer.precision != "16-mixed"
-        optimizer = build_adamw(self, config, fused)
+        optimizer = build_adamw(self, config)
         factor = functools.partial(warmup_cosine, warmup_steps=config.warmup_steps, decay_steps=int(decay_steps))
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """As `ContractedModule`; and an optimizer whose state is read next keeps this run's implementation."""
+        super().on_fit_start()
+        for optimizer in self.trainer.optimizers:
+            keep_implementation(optimizer)
 
     def on_train_start(self) -> None:
         """After a checkpoint is restored: the optimizer goes on with this model's settings, not the checkpoint's."""

@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from conftest import TINY, Painter, Patterns, TinyExtractor
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch_fidelity.registry import register_feature_extractor
 
-from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
+from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.callbacks.share import Share
 from lightning_vfs.callbacks.split_evaluation import EvaluationPlan, SplitEvaluation
 from lightning_vfs.core.errors import EvaluationError
@@ -50,7 +50,7 @@ def fit(folder, **kwargs):
         enable_model_summary=False,
         enable_progress_bar=False,
         default_root_dir=folder,
-        callbacks=[EMAWeightAveraging(use_buffers=False, decay=0.5), fid, grids, best],
+        callbacks=[EMACallback(decay=0.5, warmup=False), fid, grids, best],
         **kwargs,
     )
     trainer.fit(Painter(), datamodule=Patterns(batch_size=4 // trainer.world_size))

@@ -8,12 +8,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from conftest import CONFIG, TINY, Patterns, TinyExtractor
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from lightning_vfs import VFSDDPM, FIDCallback, SampleGridCallback, VFSConfig
+from lightning_vfs import VFSDDPM, EMACallback, FIDCallback, SampleGridCallback, VFSConfig
 from lightning_vfs.modules import OptimizerConfig
 
 SHARDED = {
@@ -44,7 +44,7 @@ def fit(folder, ckpt_path=None, model_options=(), **options):
         callbacks=[
             FIDCallback(every_n_epochs=2, feature_extractor=TINY, num_images=31, few_shot_way=5, steps=2),
             SampleGridCallback(every_n_epochs=2, num_classes=2, num_images=2, steps=2, guidance_scale=2.0),
-            EMAWeightAveraging(decay=0.8, use_buffers=False),
+            EMACallback(decay=0.8, warmup=False),
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
         ],
         **options,

@@ -8,9 +8,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_vfs import FIDCallback
+from lightning_vfs import EMACallback, FIDCallback
 from tests.callbacks.conftest import Patterns
 from tests.modules.autoencoder import save_autoencoder
 from tests.modules.family import Case, cases
@@ -33,7 +33,7 @@ def trainer_of(folder: Path, steps: int, *callbacks: pl.Callback) -> pl.Trainer:
         default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False, max_steps=steps,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, gradient_clip_val=1.0,
         callbacks=[
-            EMAWeightAveraging(decay=0.5, use_buffers=False),
+            EMACallback(decay=0.5, warmup=False),
             ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1),
             *callbacks,
         ],

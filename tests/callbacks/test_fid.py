@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from lightning_vfs.callbacks import FIDCallback
+from lightning_vfs.callbacks import EMACallback, FIDCallback
 from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.core.errors import ConfigError, EvaluationError, SetSizeMismatchError
 from lightning_vfs.metrics import INCEPTION, FewShotAccuracy, FidelityMetric, ImageFeatures
@@ -227,7 +227,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 def test_with_the_real_model(trainer, config, data, fid):
     model = VFSDDPM(config)
-    callbacks = (EMAWeightAveraging(use_buffers=False), fid())
+    callbacks = (EMACallback(), fid())
     run = trainer(*callbacks, max_epochs=1, precision="bf16-mixed")
     run.fit(model, datamodule=data())
     assert set(OUT) <= set(run.callback_metrics)

@@ -21,8 +21,8 @@ trainer:
     class_path: lightning.pytorch.loggers.CSVLogger
     init_args: {{save_dir: {runs}, name: tiny}}
   callbacks:
-    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
-      init_args: {{decay: 0.9, use_buffers: false}}
+    - class_path: lightning_vfs.EMACallback
+      init_args: {{decay: 0.9}}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {{save_last: true, every_n_train_steps: 1, save_top_k: 0}}
 data:

@@ -73,7 +73,7 @@ def test_sigterm(run, straight: Path, tmp_path: Path, where: str, at: int, step:
     cut, resumed = tmp_path / "cut/version_0", tmp_path / "cut/version_1"
     assert f"SIGTERM: step {step} is saved in {cut / 'checkpoints/last.ckpt'}" in caplog.text
     saved = torch.load(cut / "checkpoints/last.ckpt", weights_only=True)
-    assert saved["global_step"] == saved["callbacks"]["EMAWeightAveraging"]["latest_update_step"] == step
+    assert saved["global_step"] == saved["callbacks"]["EMACallback"]["latest_update_step"] == step
     assert main([*run("cut"), "--ckpt_path=last"]) == 0
     check_equal(straight, cut, resumed)
 

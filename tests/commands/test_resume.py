@@ -20,8 +20,8 @@ from tests.commands.interruptions import FIT, REPOSITORY, differences, interrupt
 CALLBACKS = """
 trainer:
   callbacks:
-    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
-      init_args: {{decay: 0.9, use_buffers: false}}
+    - class_path: lightning_vfs.EMACallback
+      init_args: {{decay: 0.9}}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {{save_last: true, every_n_train_steps: {every}, save_top_k: 1}}
 """

@@ -11,10 +11,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader
 
-from lightning_vfs import VFSDDPM, CheckpointError, SetSizeMismatchError
+from lightning_vfs import VFSDDPM, CheckpointError, EMACallback, SetSizeMismatchError
 from lightning_vfs.core import ConfigError, StaleSetSizeWarning
 from lightning_vfs.data import FolderSets
 from lightning_vfs.modules import OptimizerConfig
@@ -157,7 +156,7 @@ def test_the_loss_falls_and_every_parameter_learns(parts: dict) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_fit_on_folders_in_every_precision(tmp_path: Path, image_folder: Path, precision: str) -> None:
     model = VFSDDPM(tiny_config())
-    trainer = trainer_of(tmp_path, precision=precision, callbacks=[EMAWeightAveraging(decay=0.9, use_buffers=False)])
+    trainer = trainer_of(tmp_path, precision=precision, callbacks=[EMACallback(decay=0.9, warmup=False)])
     trainer.fit(model, datamodule=data_of(image_folder, 6))
     assert trainer.global_step == 2
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
@@ -196,7 +195,7 @@ def test_a_run_without_an_end_must_say_when_the_rate_decays(tmp_path: Path, imag
 @pytest.fixture
 def checkpoint(tmp_path: Path, image_folder: Path) -> Path:
     """A checkpoint trained on sets of 6, with averaged weights: patch_dim 72."""
-    trainer = trainer_of(tmp_path, max_steps=1, callbacks=[EMAWeightAveraging(decay=0.5, use_buffers=False)])
+    trainer = trainer_of(tmp_path, max_steps=1, callbacks=[EMACallback(decay=0.5, warmup=False)])
     trainer.fit(VFSDDPM(tiny_config()), datamodule=data_of(image_folder, 6))
     trainer.save_checkpoint(tmp_path / "sets_of_6.ckpt")
     return tmp_path / "sets_of_6.ckpt"
@@ -234,7 +233,7 @@ def test_row_2_a_stale_configuration_warns_once_and_goes_on(checkpoint: Path, tm
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_row_2_through_the_trainer_with_averaged_weights(checkpoint, tmp_path, image_folder, stage: str) -> None:
     model = VFSDDPM(tiny_config(5))
-    trainer = trainer_of(tmp_path, max_steps=3, callbacks=[EMAWeightAveraging(decay=0.5, use_buffers=False)])
+    trainer = trainer_of(tmp_path, max_steps=3, callbacks=[EMACallback(decay=0.5, warmup=False)])
     with pytest.warns(StaleSetSizeWarning, match=r"sets of 5.*sets of 6") as caught:
         getattr(trainer, stage)(model, datamodule=data_of(image_folder, 6), ckpt_path=str(checkpoint))
     assert len([w for w in caught if w.category is StaleSetSizeWarning]) == 1

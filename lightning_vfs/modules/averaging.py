@@ -1,0 +1,250 @@
+"""EMACallback: an exponential moving average of the weights, and whose weights are in the model at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.modules.precision import at_least_float32
+
+
+class EMACallback(Callback):
+    """Keep an exponential moving average (EMA) of the weights, which validation, figures and pictures then use.
+
+    After every optimizer step, `average = d * average + (1 - d) * weights`, with `d = min(decay, (1 + n) / (10 + n))`
+    for the n-th update if there is a warm-up (as TensorFlow's ExponentialMovingAverage with `num_updates`): the average
+    forgets the initial weights from the start, however short the run. It is kept in float32 or better, whatever the
+    precision of the weights, and sharded where they are sharded (FSDP2).
+
+    The average is in the model during validation, and after training; the model trains on with its own weights.
+    Checkpoints hold both: `state_dict` the average, from the first update on, and `current_model_state` the weights.
+    Those that Lightning's WeightAveraging wrote are resumed, too. Only the weights that this callback has averaged are
+    ever exchanged: another model that the same trainer evaluates keeps its own.
+
+    Args:
+        decay: of the average, at least 0, below 1.
+        warmup: start with a smaller decay, which rises with the number of updates.
+        start_step: optimizer steps before the first update; until then the model's own weights are used.
+
+    Raises:
+        ConfigError: an option out of range, or two such callbacks in one trainer.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = True, start_step: int = 0) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"EMACallback.decay is {decay!r}; it must be at least 0 and below 1.")
+        if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
+            raise ConfigError(f"EMACallback.start_step is {start_step!r}; it must be a whole number of at least 0.")
+        self.decay, self.warmup, self.start_step = decay, warmup, start_step
+        self.updates = 0
+        self._step = 0  # optimizer steps taken when the average was last updated
+        self._average: dict[str, Tensor] = {}
+        # The weights in float32, where they are kept in less: an average moves by less than they can tell apart.
+        self._in_full: list[Tensor] = []
+        self._weights: dict[str, Tensor] | None = None  # the model's own, while the average is in their place
+        self._validating = False  # and it is there for a validation
+        self._model: pl.LightningModule | None = None
+
+    # -- updates -----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._update(trainer, pl_module)
+
+    @torch.no_grad()
+    def _update(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take in the latest optimizer step, unless that is done; two launches for a model of any size."""
+        if trainer.global_step <= max(self._step, self.start_step):
+            return
+        self._step = trainer.global_step
+        trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
+        if not self.updates:
+            self._average = {name: at_least_float32(value).clone() for name, value in trained.items()}
+        else:
+            averages, weights = [self._average[name] for name in trained], list(trained.values())
+            if any(average.dtype != weight.dtype for average, weight in zip(averages, weights, strict=True)):
+                self._in_full = self._in_full or [torch.empty_like(average) for average in averages]
+                torch._foreach_copy_(self._in_full, weights)
+                weights = self._in_full
+            get_ema_multi_avg_fn(self._decay())(averages, weights, self.updates)
+        self.updates += 1
+
+    def _decay(self) -> float:
+        """Of the next update."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+
+    # -- where the average is ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def applied(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+        """The model has its average inside, if there is one, and what it had before outside."""
+        if trainer.training and pl_module is self._model:
+            self._update(trainer, pl_module)  # callbacks may ask before this one's own turn
+        if self._weights is not None or not self._holds(pl_module):
+            yield
+            return
+        self._put_average(pl_module)
+        try:
+            yield
+        finally:
+            self._put_back(pl_module)
+
+    def _holds(self, pl_module: pl.LightningModule) -> bool:
+        """Whether there is an average of this very model."""
+        return self.updates > 0 and pl_module is self._model
+
+    @torch.no_grad()
+    def _put_average(self, pl_module: pl.LightningModule) -> None:
+        there = _tensors(pl_module)
+        self._weights = {name: there[name].clone() for name in self._average}
+        for name, value in self._average.items():
+            there[name].copy_(value)
+
+    @torch.no_grad()
+    def _put_back(self, pl_module: pl.LightningModule) -> None:
+        weights, self._weights, self._validating = self._weights, None, False
+        there = _tensors(pl_module)
+        for name, value in (weights or {}).items():
+            there[name].copy_(value)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        averaging_of(trainer)
+        if stage != "fit":
+            return
+        if pl_module is not self._model:
+            self._forget()
+        elif self._weights is not None:
+            self._put_back(pl_module)
+        self._model = pl_module
+
+    def _forget(self) -> None:
+        self.updates, self._step, self._validating = 0, 0, False
+        self._average, self._in_full, self._weights, self._model = {}, [], None, None
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._follow(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._follow(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if pl_module is self._model:
+            self._follow(pl_module)
+
+    def _follow(self, pl_module: pl.LightningModule) -> None:
+        """Move to where the weights are, in the order of memory that they are in."""
+        there = _tensors(pl_module)
+        for kept in (self._average, self._weights or {}):
+            for name, value in kept.items():
+                kept[name] = torch.empty_like(there[name], dtype=value.dtype, requires_grad=False).copy_(value)
+        self._in_full = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._weights is None and self._holds(pl_module):
+            self._put_average(pl_module)
+            self._validating = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._validating:
+            self._put_back(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._holds(pl_module):
+            self._put_average(pl_module)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Options, by name, and how far the average is; its tensors are beside the model's."""
+        options = {name: getattr(self, name) for name in ("decay", "warmup", "start_step")}
+        return {**options, "updates": self.updates, "latest_update_step": self._step}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The average becomes the checkpoint's `state_dict`, wherever it is at the moment."""
+        if not self._holds(pl_module):
+            return
+        found = checkpoint["state_dict"]
+        checkpoint["state_dict"] = found | self._average
+        checkpoint["current_model_state"] = found | (self._weights or {})
+        # As Lightning's WeightAveraging has it.
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The trainer has given the model the checkpoint's average; to train on, it takes the weights."""
+        self._forget()
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._model = pl_module
+        if not int(checkpoint.get("averaging_state", {}).get("n_averaged", 0)):
+            return
+        updates = int(checkpoint["averaging_state"]["n_averaged"])
+        self.start_from(pl_module, checkpoint["state_dict"], updates, checkpoint["global_step"])
+        pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    def start_from(self, pl_module: pl.LightningModule, average: Mapping[str, Tensor], updates: int, step: int) -> None:
+        """Go on with an average that is there.
+
+        Args:
+            pl_module: the model that it is of.
+            average: its tensors, by the model's names.
+            updates: how many it is of, at least 1.
+            step: optimizer steps that it includes.
+        """
+        self._model, self.updates, self._step = pl_module, updates, step
+        there = _tensors(pl_module)
+        self._average = {
+            name: at_least_float32(value.detach()).clone()
+            for name, value in average.items()
+            if there[name].is_floating_point()
+        }
+
+
+def _tensors(pl_module: pl.LightningModule) -> dict[str, Tensor]:
+    """Parameters and buffers, by name."""
+    return {**dict(pl_module.named_parameters()), **dict(pl_module.named_buffers())}
+
+
+def averaging_of(trainer: pl.Trainer) -> EMACallback | None:
+    """The callback that averages the trainer's weights, if there is one.
+
+    Raises:
+        ConfigError: there are several; or, where it trains, Lightning's own, whose average would not be seen here.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [callback for callback in callbacks if isinstance(callback, EMACallback)]
+    if len(found) > 1:
+        raise ConfigError(f"The trainer has {len(found)} EMACallbacks, but a checkpoint holds one average: keep one.")
+    others = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if others and trainer.state.fn == TrainerFn.FITTING:
+        raise ConfigError(
+            f"The trainer has Lightning's {type(others[0]).__name__}, which waits for the device in every step, and "
+            "whose average figures and pictures do not see. Use lightning_vfs.EMACallback(decay=...) (in YAML, class_path: "
+            "lightning_vfs.EMACallback); it resumes from checkpoints of the other."
+        )
+    return found[0] if found else None
+
+
+@contextmanager
+def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """The model has its averaged weights inside, if there are any, and what it had before outside."""
+    averaging = averaging_of(trainer)
+    if averaging is None:
+        yield
+        return
+    with averaging.applied(trainer, pl_module):
+        yield

@@ -1,0 +1,31 @@
+"""A truth value of the device that the host asks for later, so that it does not wait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class HostFlag:
+    """A truth value of the device, (), on its way to the host; to ask for it waits until it is there.
+
+    Attributes:
+        is_late: it is not there yet, and is better asked for after the device has got more to do.
+    """
+
+    def __init__(self, flag: Tensor) -> None:
+        self.is_late = self._comes_late(flag)
+        self._flag, self._arrival = flag, None
+        if flag.is_cuda:
+            self._flag = torch.empty_like(flag, device="cpu", pin_memory=True).copy_(flag, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def __bool__(self) -> bool:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return bool(self._flag.cpu().numpy())
+
+    @staticmethod
+    def _comes_late(flag: Tensor) -> bool:
+        return flag.is_cuda
