@@ -1,4 +1,4 @@
-"""Lightning callbacks: figures and pictures of generated images, averaged weights, speed, and checkpoints at the end."""
+"""Lightning callbacks: figures and pictures of generated images, averaged weights, speed, checkpoints at the end."""
 
 from lightning_vfs.callbacks.fid import FIDCallback
 from lightning_vfs.callbacks.grids import SampleGridCallback, sample_grid

@@ -31,6 +31,7 @@ from lightning_vfs.metrics.record import (
     versions,
 )
 from lightning_vfs.modules.averaging import EMACallback, averaging_of
+from lightning_vfs.modules.device import memory_format
 
 if TYPE_CHECKING:
     from lightning_vfs.callbacks.fid import FIDCallback
@@ -74,6 +75,8 @@ def write_record(
             shots=shots,
             held_out=None if shots is None else pl_module.config.sets.held_out,
             precision=str(trainer.precision),
+            float32_matmul_precision=torch.get_float32_matmul_precision(),
+            memory_format=memory_format(pl_module),
             seed=callback.seed,
         ),
         features=FeaturesRecord(
@@ -111,7 +114,10 @@ def _model(trainer: pl.Trainer, pl_module: Any) -> ModelRecord:
     state: Mapping[str, Any] = {}
     if checkpoint is not None:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    averaged = averaging is not None and averaging.updates > 0 if fitting else "averaging_state" in state
+    if fitting:
+        averaged = averaging is not None and averaging.holds(pl_module)
+    else:
+        averaged = "averaging_state" in state and not getattr(pl_module, "takes_raw_weights", False)
     options: Mapping[str, Any] = state.get("callbacks", {}).get(EMACallback.__qualname__, {})
     if fitting and averaging is not None:
         options = averaging.state_dict()
@@ -121,6 +127,7 @@ def _model(trainer: pl.Trainer, pl_module: Any) -> ModelRecord:
         global_step=trainer.global_step if fitting else state.get("global_step"),
         weights="averaged" if averaged else "raw",
         averaging_decay=options.get("decay"),
+        averaging_warmup=options.get("warmup"),
         autoencoder_sha256=pl_module.autoencoder.weights_sha256 if pl_module.config.latent.autoencoder else None,
     )
 

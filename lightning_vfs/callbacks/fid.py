@@ -23,6 +23,7 @@ from lightning_vfs.data.module import SetDataModule, Split
 from lightning_vfs.metrics import INCEPTION, ImageFeatures
 from lightning_vfs.metrics.extractors import check_metrics
 from lightning_vfs.metrics.fidelity import FidelityOptions
+from lightning_vfs.modules.averaging import weights_in_words
 
 SPLITS: dict[str, Split] = {"in": "train", "out": "test"}
 """Split of the data behind each distribution: classes that the model is trained on, and classes that it never sees."""
@@ -240,7 +241,7 @@ class FIDCallback(Callback):
         if trainer.is_global_zero:
             write_record(self, trainer, pl_module, data, figures, results, share, shots, path)
         logged = {name: figure.value for name, figure in figures.items() if "_std" not in name}
-        self._report(logged)
+        self._report(logged, weights_in_words(trainer, pl_module))
         return logged
 
     def _checked_shots(self, pl_module: Any, data: SetDataModule) -> int | None:
@@ -294,9 +295,9 @@ class FIDCallback(Callback):
             return f"{figure.removesuffix('_real')}{extractor}/{split}_real"
         return f"{figure}{extractor}/{split}"
 
-    def _report(self, figures: dict[str, float]) -> None:
+    def _report(self, figures: dict[str, float], weights: str) -> None:
         line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        rank_zero_info(f"{self.num_images} generated images a split: {line}")
+        rank_zero_info(f"{self.num_images} generated images a split, {weights}: {line}")
         if any(math.isnan(value) for value in figures.values()):
             rank_zero_warn(
                 "The model generated images that are not finite: their FID is NaN. Its weights may have "

@@ -14,14 +14,16 @@ import torch
 from einops import rearrange
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lightning_vfs.callbacks.evaluation import check_at_least, check_model, evaluating, sets_of, shots_of, to_uint8
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
+from lightning_vfs.modules.averaging import weights_in_words
 
 PAPER = 200
 """Grey between images: seen beside white and beside black ones."""
@@ -45,6 +47,16 @@ def sample_grid(support: Tensor | None, generated: Tensor, min_size: int = 48) -
     return pad(picture, (2, 2, 2, 2), value=PAPER)
 
 
+def with_caption(picture: Tensor, text: str) -> Tensor:
+    """The picture, uint8 (3, H, W), over a line of text."""
+    font = ImageFont.load_default(size=12)
+    width = max(picture.shape[2], int(font.getlength(text)) + 8)
+    page = Image.new("RGB", (width, picture.shape[1] + 18), (PAPER,) * 3)
+    page.paste(to_pil_image(picture), (0, 0))
+    ImageDraw.Draw(page).text((4, picture.shape[1] + 1), text, fill="black", font=font)
+    return pil_to_tensor(page)
+
+
 def _block(images: Tensor, min_size: int) -> Tensor:
     """Images (r, m, c, h, w) side by side, uint8 (3, H, W)."""
     pixels = to_uint8(images).cpu().expand(-1, -1, 3, -1, -1)
@@ -56,7 +68,8 @@ def _block(images: Tensor, min_size: int) -> Tensor:
 class SampleGridCallback(Callback):
     """Show what the model generates from supports of some classes of a split, every so often.
 
-    The same classes, supports and noise every time, by the averaged weights if there are any. A class-conditional model
+    The same classes, supports and noise every time, by the averaged weights if there are any: the caption says whose
+    weights, and of which step. A class-conditional model
     shows classes of the training split beside real images of them; an unconditional one generated images alone. The
     picture goes to `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of
     validation and of testing (`validate.png`, `test.png`).
@@ -133,6 +146,7 @@ class SampleGridCallback(Callback):
             grid = self._picture(data, pl_module) if trainer.is_global_zero else None
         if grid is None:
             return
+        grid = with_caption(grid, weights_in_words(trainer, pl_module))
         save_png(grid, folder / f"{name}.png")
         for logger in trainer.loggers:
             _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -106,7 +107,7 @@ class PreemptionCheckpoint(Callback):
             return self._signal is not None
         told = torch.tensor(self._signal is not None, dtype=torch.float32, device=trainer.strategy.root_device)
         before, self._told = self._told, HostFlag(trainer.strategy.reduce(told, reduce_op="max") > 0)
-        more_comes_first = trainer.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0
+        more_comes_first = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
         latest = self._told if not self._told.is_late or more_comes_first else None
         return any(flag is not None and bool(flag) for flag in (before, latest))
 

@@ -12,7 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lightning_vfs.callbacks import FIDCallback
 from lightning_vfs.callbacks.evaluation_record import FILE_NAME
-from lightning_vfs.commands.models import check_one_model, load_model
+from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.data import SetDataModule
@@ -29,6 +29,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
     parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
     parser.add_argument("--autoencoder", type=str | None, default=None, help="its folder, for a model of latents")
+    parser.add_argument("--raw", type=bool, default=False, help="the weights themselves in place of their average")
     parser.add_subclass_arguments(SetDataModule, "data", required=False, help="data set; by default the run's own")
     parser.add_class_arguments(FIDCallback, "fid", skip={"every_n_epochs", "every_n_steps"})
     for name, default in (("accelerator", "auto"), ("strategy", "auto"), ("precision", "32-true")):
@@ -45,7 +46,7 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
         SetSizeMismatchError: the data has sets of another size than the weights.
         EvaluationError: too few images or classes, or no weights for the extractor.
     """
-    model = load_model(options.ckpt_path, options.pretrained, options.autoencoder)
+    model = load_model(options.ckpt_path, options.pretrained, options.autoencoder, options.raw)
     if options.pretrained and callback.record is None and Path(options.pretrained).is_dir():
         callback.record = Path(options.pretrained) / FILE_NAME
     trainer = pl.Trainer(
@@ -85,6 +86,7 @@ def run(args: list[str]) -> None:
         ConfigError: no model, two of them, or no data.
     """
     parser = _parser()
+    args = spell_out_raw(args)
     options = parser.parse_args(args)
     check_one_model(options.ckpt_path, options.pretrained)
     if options.get("data") is None:

@@ -12,15 +12,25 @@ def check_one_model(ckpt_path: str | None, pretrained: str | None) -> None:
         raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say which model it is.")
 
 
-def load_model(ckpt_path: str | None, pretrained: str | None, autoencoder: str | None) -> VFSDDPM:
+def spell_out_raw(args: list[str]) -> list[str]:
+    """Arguments with `--raw` as `--raw=true`, where no value follows: the parser asks for one."""
+    return [
+        "--raw=true" if arg == "--raw" and after not in ("true", "false") else arg
+        for arg, after in zip(args, [*args[1:], ""], strict=True)
+    ]
+
+
+def load_model(ckpt_path: str | None, pretrained: str | None, autoencoder: str | None, raw: bool = False) -> VFSDDPM:
     """Model of a checkpoint or of a pretrained folder, on the CPU; of latents, with its autoencoder in another folder.
 
     Raises:
-        ConfigError: neither is given, or both; or an autoencoder for a model of pixels.
+        ConfigError: neither is given, or both; an autoencoder for a model of pixels; or raw weights of a folder.
         CheckpointError: the file is no model of ours.
     """
     check_one_model(ckpt_path, pretrained)
-    model = VFSDDPM.load_from_checkpoint(ckpt_path) if ckpt_path else VFSDDPM.from_pretrained(str(pretrained))
+    if raw and not ckpt_path:
+        raise ConfigError("--raw chooses between the weights of a checkpoint (--ckpt_path); --pretrained has one set.")
+    model = VFSDDPM.load_from_checkpoint(ckpt_path, raw=raw) if ckpt_path else VFSDDPM.from_pretrained(str(pretrained))
     if autoencoder is not None:
         model.use_autoencoder(autoencoder)
     return model

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.callbacks.grids import sample_grid, save_png
-from lightning_vfs.commands.models import load_model
+from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
@@ -38,6 +38,7 @@ def sample(
     seed: int = 0,
     device: str = "auto",
     framework: Literal["torch", "jax"] = "torch",
+    raw: bool = False,
 ) -> None:
     """Generate images of the class that a folder of images shows.
 
@@ -62,13 +63,14 @@ def sample(
         seed: seed of the noise.
         device: auto, cpu, cuda, cuda:1, ...; of torch alone, JAX takes all devices that it finds.
         framework: torch or jax; the images are the same, to rounding.
+        raw: take the checkpoint's weights themselves in place of their average.
     """
     if num_images < 1:
         raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
     if framework == "jax" and device != "auto":
         raise ConfigError(f"--device {device} is torch's; JAX takes all devices that it finds (JAX_PLATFORMS chooses).")
     sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-    model = load_model(ckpt_path, pretrained, autoencoder)
+    model = load_model(ckpt_path, pretrained, autoencoder, raw)
     sets = model.config.sets
     _check_condition(model.config, support, label)
     images = None if support is None else load_support(support, sets.image_size, sets.channels)
@@ -80,7 +82,8 @@ def sample(
         save_png(image, folder / f"{i:04d}.png")
     save_png(_picture(images, generated), folder / "grid.png")
     of_support = "" if images is None else f" of {len(images)} support images"
-    print(f"{num_images} images and grid.png{of_support}: {folder}")
+    whose = "" if model.origin is None else f" ({model.origin})"
+    print(f"{num_images} images and grid.png{of_support}: {folder}{whose}")
 
 
 def _check_condition(config: VFSConfig, support: str | None, label: int | None) -> None:
@@ -117,6 +120,7 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
 def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Tensor:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.use_device(torch.device(device))
     return model.to(device).eval().sample(images, **how).cpu()
 
 
@@ -146,4 +150,4 @@ def _picture(support: Tensor | None, generated: Tensor, per_row: int = 8) -> Ten
 
 def run(args: list[str]) -> None:
     """Parse the arguments and sample."""
-    auto_cli(sample, args=args, prog="lightning-vfs sample", as_positional=False)
+    auto_cli(sample, args=spell_out_raw(args), prog="lightning-vfs sample", as_positional=False)

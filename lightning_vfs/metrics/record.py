@@ -22,11 +22,14 @@ import numpy as np
 from lightning_vfs import __version__
 from lightning_vfs.core.errors import EvaluationError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the fields below; to be raised with every change of them."""
 
-SINCE_2 = ("model.autoencoder_sha256", "sampling.guidance_interval")
-"""Fields that a record of schema 1 lacks: it is read with None for them, as there was no model that had them."""
+SINCE = {
+    2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
+    3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
+}
+"""Fields by the schema that they came with: a record of an earlier one is read with None for them."""
 
 
 # -- what a field is to a comparison: `compare` and the tests read it off the field's type -----------------------------
@@ -83,7 +86,7 @@ class ModelRecord:
         checkpoint_sha256: of that file.
         global_step: optimizer steps that it was trained for; None where it is not known.
         weights: the averaged ones (EMA), or those that the optimizer steps.
-        averaging_decay: decay of the average, where it is known.
+        averaging_decay: decay of the average, where it is known; and whether it warmed up to it.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
     """
 
@@ -94,6 +97,7 @@ class ModelRecord:
         Literal["averaged", "raw"], Reason("averaged weights give other figures than raw ones of the same run")
     ]
     averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
+    averaging_warmup: Annotated[bool | None, Remark("this is a choice of training")]
     autoencoder_sha256: Annotated[str | None, Remark("this is what is compared")]
 
 
@@ -153,6 +157,8 @@ class SamplingRecord:
         shots: images in a support; None for a model that takes none.
         held_out: what leave-one-out does with the image that is generated (`SetConfig.held_out`); None likewise.
         precision: the trainer's, in which the network ran.
+        float32_matmul_precision: of its matrix products in float32, as torch names it: `high` is TF32 on CUDA.
+        memory_format: `channels_last` or `contiguous`, of the weights of UNets; None for a model without one.
         seed: draws supports and noise.
     """
 
@@ -164,6 +170,8 @@ class SamplingRecord:
     shots: Annotated[int | None, Reason("more images of a class tell more of it", option=True)]
     held_out: Annotated[str | None, Reason("the model is told other things of the class", option=True)]
     precision: Annotated[str, Reason("the same model makes slightly other images")]
+    float32_matmul_precision: Annotated[str | None, Remark("images may differ in their last digits")]
+    memory_format: Annotated[str | None, Remark("images may differ in their last digits")]
     seed: Annotated[int, Remark("other noise, and other supports; figures vary with it by chance")]
 
 
@@ -299,13 +307,13 @@ class EvaluationRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
-        """Build from what `to_dict` gives, now or when the schema was 1.
+        """Build from what `to_dict` gives, now or under an earlier schema.
 
         Raises:
             EvaluationError: another schema, or fields that are missing, unknown or of another type; all are named.
         """
         found = values.get("schema")
-        if found not in (1, SCHEMA):
+        if found not in range(1, SCHEMA + 1) or isinstance(found, bool):
             raise EvaluationError(
                 "there is no `schema` in it, so that it is no record of an evaluation (fid.json)."
                 if found is None
@@ -314,7 +322,7 @@ class EvaluationRecord:
             )
         problems = _Problems([], [], [])
         parts = {name: value for name, value in values.items() if name != "schema"}
-        record = _parsed(cls, _of_schema_1(parts) if found == 1 else parts, "", problems)
+        record = _parsed(cls, _of_schema(found, parts), "", problems)
         if any(problems):
             kinds = {"missing": problems.missing, "not known": problems.unknown, "of another type": problems.wrong}
             listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
@@ -423,9 +431,10 @@ def replacing(path: Path) -> Iterator[Path]:
 # -- to plain values and back -----------------------------------------------------------------------------------------
 
 
-def _of_schema_1(parts: dict[str, Any]) -> dict[str, Any]:
-    """Parts of a record of schema 1, with the fields that came later."""
-    for part, name in (path.split(".") for path in SINCE_2):
+def _of_schema(found: Any, parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a record of this schema, with the fields that came later."""
+    later = [path for schema, paths in SINCE.items() if schema > found for path in paths]
+    for part, name in (path.split(".") for path in later):
         if isinstance(parts.get(part), dict):
             parts = {**parts, part: {name: None, **parts[part]}}
     return parts

@@ -69,7 +69,8 @@ class EMACallback(Callback):
         if not self.updates:
             self._average = {name: at_least_float32(value).clone() for name, value in trained.items()}
         else:
-            averages, weights = [self._average[name] for name in trained], list(trained.values())
+            averages = [self._average[name] for name in trained]
+            weights: list[Tensor] = list(trained.values())
             if any(average.dtype != weight.dtype for average, weight in zip(averages, weights, strict=True)):
                 self._in_full = self._in_full or [torch.empty_like(average) for average in averages]
                 torch._foreach_copy_(self._in_full, weights)
@@ -88,7 +89,7 @@ class EMACallback(Callback):
         """The model has its average inside, if there is one, and what it had before outside."""
         if trainer.training and pl_module is self._model:
             self._update(trainer, pl_module)  # callbacks may ask before this one's own turn
-        if self._weights is not None or not self._holds(pl_module):
+        if self._weights is not None or not self.holds(pl_module):
             yield
             return
         self._put_average(pl_module)
@@ -97,7 +98,7 @@ class EMACallback(Callback):
         finally:
             self._put_back(pl_module)
 
-    def _holds(self, pl_module: pl.LightningModule) -> bool:
+    def holds(self, pl_module: pl.LightningModule) -> bool:
         """Whether there is an average of this very model."""
         return self.updates > 0 and pl_module is self._model
 
@@ -148,7 +149,7 @@ class EMACallback(Callback):
         self._in_full = []
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._weights is None and self._holds(pl_module):
+        if self._weights is None and self.holds(pl_module):
             self._put_average(pl_module)
             self._validating = True
 
@@ -160,7 +161,7 @@ class EMACallback(Callback):
         self.on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._holds(pl_module):
+        if self.holds(pl_module):
             self._put_average(pl_module)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ class EMACallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The average becomes the checkpoint's `state_dict`, wherever it is at the moment."""
-        if not self._holds(pl_module):
+        if not self.holds(pl_module):
             return
         found = checkpoint["state_dict"]
         checkpoint["state_dict"] = found | self._average
@@ -233,10 +234,20 @@ def averaging_of(trainer: pl.Trainer) -> EMACallback | None:
     if others and trainer.state.fn == TrainerFn.FITTING:
         raise ConfigError(
             f"The trainer has Lightning's {type(others[0]).__name__}, which waits for the device in every step, and "
-            "whose average figures and pictures do not see. Use lightning_vfs.EMACallback(decay=...) (in YAML, class_path: "
-            "lightning_vfs.EMACallback); it resumes from checkpoints of the other."
+            "whose average figures and pictures do not see. Use lightning_vfs.EMACallback(decay=...), in YAML "
+            "class_path: lightning_vfs.EMACallback; it resumes from checkpoints of the other."
         )
     return found[0] if found else None
+
+
+def weights_in_words(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    """Whose weights `averaged_weights` evaluates, and of which step, such as `averaged weights of step 400`."""
+    averaging = averaging_of(trainer)
+    if averaging is not None and averaging.holds(pl_module):
+        return f"averaged weights of step {trainer.global_step}"
+    if trainer.state.fn == TrainerFn.FITTING or getattr(pl_module, "origin", None) is None:
+        return f"weights of step {trainer.global_step}"
+    return str(pl_module.origin)
 
 
 @contextmanager

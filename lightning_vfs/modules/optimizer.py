@@ -99,7 +99,10 @@ IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
 
 
 def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that loads a state keep its own way of computing: that of the run, not of the checkpoint."""
+    """Have an optimizer that loads a state keep its own way of computing: that of the run, not of the checkpoint.
+
+    Its state gets the memory format of the parameters, too, which fused kernels rely on.
+    """
 
     def own(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         groups = [
@@ -108,7 +111,15 @@ def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
         ]
         return state | {"param_groups": groups}
 
+    @torch.no_grad()
+    def lay_out(optimizer: torch.optim.Optimizer) -> None:
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
     optimizer.register_load_state_dict_pre_hook(own)
+    optimizer.register_load_state_dict_post_hook(lay_out)
 
 
 def scaler_of(trainer: pl.Trainer) -> torch.amp.GradScaler | None:

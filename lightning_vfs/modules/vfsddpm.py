@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -27,6 +28,12 @@ from lightning_vfs.modules.anomalies import SetLosses, StepGuard
 from lightning_vfs.modules.averaging import averaging_of
 from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.contracted import ContractedModule, images_of
+from lightning_vfs.modules.device import (
+    MatmulPrecision,
+    check_matmul_precision,
+    set_matmul_precision,
+    set_memory_format,
+)
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -47,6 +54,7 @@ from lightning_vfs.modules.optimizer import (
     scaler_of,
     warmup_cosine,
 )
+from lightning_vfs.modules.precision import check_precision
 from lightning_vfs.modules.sharding import check_strategy, is_sharded
 from lightning_vfs.modules.timestep_sampling import LossSecondMoment
 
@@ -68,6 +76,10 @@ class VFSDDPM(ContractedModule):
             images, or subsampled by seed.
         skip_nonfinite: leave out steps whose loss or gradients are not finite, and count them in
             `train/skipped_steps`; otherwise such a step stops the run.
+        float32_matmul_precision: of matrix products in float32, `highest`, `high` (TF32) or `medium` (bfloat16), by
+            `torch.set_float32_matmul_precision`; by default `high` on CUDA, and torch's own setting elsewhere.
+        channels_last: keep the UNets' weights in the memory format that convolutions on CUDA are fastest in; by default
+            on CUDA alone.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -81,6 +93,8 @@ class VFSDDPM(ContractedModule):
         checkpoint_activations: bool = False,
         on_set_size_mismatch: contract.OnMismatch = "error",
         skip_nonfinite: bool = False,
+        float32_matmul_precision: MatmulPrecision | None = None,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__(config if isinstance(config, VFSConfig) else VFSConfig.from_dict(config))
         self.optimizer_config = (
@@ -88,6 +102,7 @@ class VFSDDPM(ContractedModule):
         )
         if on_set_size_mismatch not in ("error", "adapt"):
             raise ConfigError(f"on_set_size_mismatch is {on_set_size_mismatch!r}; allowed: 'error', 'adapt'.")
+        check_matmul_precision(float32_matmul_precision)
         self.on_set_size_mismatch = on_set_size_mismatch
         self._guard = StepGuard(skip_nonfinite)
         self._set_losses: SetLosses | None = None
@@ -105,8 +120,16 @@ class VFSDDPM(ContractedModule):
                 "checkpoint_activations": checkpoint_activations,
                 "on_set_size_mismatch": on_set_size_mismatch,
                 "skip_nonfinite": skip_nonfinite,
+                "float32_matmul_precision": float32_matmul_precision,
+                "channels_last": channels_last,
             }
         )
+
+    origin: str | None = None
+    """Whose weights it has, and of which step, where they are a checkpoint's: such as `raw weights of step 400`."""
+
+    takes_raw_weights = False
+    """Of checkpoints with an average of the weights, take the weights themselves."""
 
     # -- files, and what goes with weights ---------------------------------------------------------------------------
 
@@ -114,19 +137,34 @@ class VFSDDPM(ContractedModule):
         """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way.
 
         Raises:
-            ConfigError: the trainer's strategy shards in a way that is not supported.
+            ConfigError: the trainer's strategy or precision is not supported, or it has two averages of weights.
             ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
         """
         _ = self.autoencoder
         strategy = self.trainer.strategy
         check_strategy(strategy)
         averaging_of(self.trainer)
+        if stage == "fit":
+            check_precision(self.trainer)
+        self.use_device(strategy.root_device)
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def use_device(self, device: torch.device) -> None:
+        """Set what is fastest on a device that the model is about to run on: see the two options of that name."""
+        set_matmul_precision(device, self.hparams["float32_matmul_precision"])
+        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # Weights that are not contiguous cannot be sharded.
+            set_memory_format(self, device, self.hparams["channels_last"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a weight is copied: as `ContractedModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
+        averaged = "averaging_state" in checkpoint
+        kind = ("raw " if self.takes_raw_weights else "averaged ") if averaged else ""
+        self.origin = f"{kind}weights of step {checkpoint.get('global_step', 'unknown')}"
+        if averaged and self.takes_raw_weights:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
         self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
@@ -328,21 +366,29 @@ class VFSDDPM(ContractedModule):
     # -- files -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = None, **kwargs: Any) -> VFSDDPM:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, raw: bool = False, **kwargs: Any
+    ) -> VFSDDPM:
         """Model of a Lightning checkpoint, with the averaged weights where the run averaged them.
 
         Args:
             checkpoint_path: a file that a run wrote.
             map_location: device of the weights; the CPU by default.
+            raw: take the weights themselves in place of their average.
             **kwargs: hyper-parameters in place of the checkpoint's.
 
         Raises:
             CheckpointError: the file is missing, damaged, or of another model.
         """
-        read_checkpoint(checkpoint_path)
-        return super().load_from_checkpoint(
+        checkpoint = read_checkpoint(checkpoint_path)
+        model = super().load_from_checkpoint(
             checkpoint_path, map_location=map_location or "cpu", weights_only=True, **kwargs
         )
+        if raw and "averaging_state" in checkpoint:
+            model.takes_raw_weights = True
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+        return model
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> VFSDDPM:

@@ -30,6 +30,13 @@ def test_a_checkpoint_is_evaluated_on_the_data_of_its_run(trained, capsys) -> No
     assert f"fid[glyph-cnn]/out│{figure:.6g}"[:24] in printed
     assert record["model"]["weights"] == "averaged"
     assert record["model"]["checkpoint"] == str(checkpoint)
+    assert (record["model"]["averaging_decay"], record["model"]["averaging_warmup"]) == (0.9, True)
+
+    raw = checkpoint.parent / "raw.json"
+    assert main(["evaluate", f"--ckpt_path={checkpoint}", "--raw", *FEW, f"--fid.record={raw}"]) == 0
+    record = json.loads(raw.read_text())
+    assert record["model"]["weights"] == "raw"
+    assert record["figures"]["fid[glyph-cnn]/out"]["value"] != figure
 
 
 def test_other_data_and_a_pretrained_folder(trained, image_folder: Path, tmp_path: Path, capsys) -> None:

@@ -146,3 +146,22 @@ def test_what_the_model_cannot_do_is_said(sampled, support: Path, encoder: dict,
     said = sampled(encoder, *(f"--support={support}" if flag == "support" else flag for flag in flags))
     assert isinstance(said, str) and said.startswith("ConfigError: ") and says in said
     assert "Traceback" not in said and not (support.parent / "out").exists()
+
+
+def test_raw_weights_are_a_choice_that_is_told(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
+    support = tmp_path / "support"
+    support.mkdir()
+    Image.open(image_folder / "class00" / "0.png").save(support / "0.png")
+    flags = [f"--ckpt_path={trained()}", f"--support={support}", "--num_images=2", "--steps=4"]
+    saved = torch.load(trained(), weights_only=True)
+    said = {}
+    for name, raw in (("averaged", "--raw=false"), ("raw", "--raw")):
+        assert main(["sample", *flags, raw, f"--out={tmp_path / name}"]) == 0
+        said[name] = capsys.readouterr().out
+        assert f"({name} weights of step {saved['global_step']})" in said[name]
+    assert (tmp_path / "averaged" / "0000.png").read_bytes() != (tmp_path / "raw" / "0000.png").read_bytes()
+    model = VFSDDPM.load_from_checkpoint(trained(), raw=True)
+    assert all(torch.equal(value, saved["current_model_state"][name]) for name, value in model.state_dict().items())
+    folder = [f"--pretrained={tmp_path}", f"--support={support}", "--raw=true", f"--out={tmp_path / 'none'}"]
+    assert main(["sample", *folder]) == 1
+    assert "--pretrained has one set" in capsys.readouterr().err

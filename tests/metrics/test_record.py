@@ -29,7 +29,7 @@ from lightning_vfs.metrics.record import (
 )
 
 PLAIN: dict[str, Any] = {
-    "schema": 2,
+    "schema": 3,
     "figures": {"fid/out": {"value": 4.5, "floor": 0.5, "floor_images": [100, 200], "chance": None}},
     "model": {
         "checkpoint": "a.ckpt",
@@ -37,6 +37,7 @@ PLAIN: dict[str, Any] = {
         "global_step": 1000,
         "weights": "averaged",
         "averaging_decay": 0.999,
+        "averaging_warmup": True,
         "autoencoder_sha256": None,
     },
     "data": {"dataset": "GlyphSets", "image_size": 16, "channels": 1},
@@ -62,6 +63,8 @@ PLAIN: dict[str, Any] = {
         "shots": 5,
         "held_out": "zero_slot",
         "precision": "32-true",
+        "float32_matmul_precision": "highest",
+        "memory_format": None,
         "seed": 0,
     },
     "features": {
@@ -158,7 +161,7 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
         EvaluationRecord.from_dict(plain()).write(tmp_path / name)
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()
-    assert text.startswith('{\n  "schema": 2,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
+    assert text.startswith('{\n  "schema": 3,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
     assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
@@ -286,7 +289,7 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
         (b'{"dim": 3}', "there is no `schema` in it"),
         (
             b'{"schema": 7}',
-            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 2: evaluate again",
+            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 3: evaluate again",
         ),
         (b'{"schema": 2}', r"has not the fields of schema 2 \(missing: figures, model, data, "),
         (b'{"schema": 1, "model": 0}', r"has not the fields of schema 1 \(missing: figures, data, .*model is '0'"),
@@ -312,6 +315,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "model.weights": ("raw", REASON, "weights: averaged against raw: averaged weights give other figures"),
     "model.autoencoder_sha256": ("b" * 64, REMARK, "autoencoder_sha256: none against bbbbbbbbbbbb…: this is what is"),
     "model.averaging_decay": (None, REMARK, "averaging_decay: 0.999 against none: "),
+    "model.averaging_warmup": (False, REMARK, "averaging_warmup: True against False: this is a choice of training"),
     "data.dataset": ("FolderSets", REASON, "dataset: GlyphSets against FolderSets: figures of different data"),
     "data.image_size": (32, REASON, "image_size: 16 against 32: features see images of another size"),
     "data.channels": (3, REASON, "channels: 1 against 3: "),
@@ -344,6 +348,8 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "sampling.shots": (4, REASON, "shots: 5 against 4: "),
     "sampling.held_out": ("drop", REASON, "held_out: zero_slot against drop: "),
     "sampling.precision": ("bf16-mixed", REASON, "precision: 32-true against bf16-mixed: "),
+    "sampling.float32_matmul_precision": ("high", REMARK, "float32_matmul_precision: highest against high: images may"),
+    "sampling.memory_format": ("channels_last", REMARK, "memory_format: none against channels_last: images may"),
     "sampling.seed": (1, REMARK, "seed: 0 against 1: other noise"),
     "features.extractor": (
         "glyph-cnn",
@@ -447,10 +453,17 @@ def test_two_intervals_of_guidance_are_told_in_full() -> None:
     assert EvaluationRecord.from_dict(first.to_dict()) == first
 
 
-def test_a_record_of_schema_1_is_read_and_compared() -> None:
-    old = plain() | {"schema": 1}
+def test_records_of_earlier_schemas_are_read() -> None:
+    new = plain()
+    for name in ("float32_matmul_precision", "memory_format"):
+        new["sampling"][name] = None
+    new["model"]["averaging_warmup"] = None
+    old = copy.deepcopy(new) | {"schema": 2}
+    del old["sampling"]["float32_matmul_precision"], old["sampling"]["memory_format"], old["model"]["averaging_warmup"]
+    assert EvaluationRecord.from_dict(old) == EvaluationRecord.from_dict(new)
+    old |= {"schema": 1}
     del old["sampling"]["guidance_interval"], old["model"]["autoencoder_sha256"]
-    assert EvaluationRecord.from_dict(old) == EvaluationRecord.from_dict(plain())
+    assert EvaluationRecord.from_dict(old) == EvaluationRecord.from_dict(new)
     del old["sampling"]["guidance"]
     with pytest.raises(EvaluationError, match=r"fields of schema 1 \(missing: sampling.guidance\)"):
         EvaluationRecord.from_dict(old)

@@ -1,0 +1,60 @@
+"""Settings of the device that a run is on: the precision of float32 products, and the memory format of UNets."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.modules.unet_blocks import HalfUNet
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+def check_matmul_precision(value: MatmulPrecision | None) -> None:
+    """Raise ConfigError for a precision that torch does not have."""
+    allowed = get_args(MatmulPrecision)
+    if value is not None and value not in allowed:
+        raise ConfigError(
+            f"float32_matmul_precision is {value!r}; allowed: {', '.join(map(repr, allowed))}, or null "
+            "for the device's."
+        )
+
+
+def set_matmul_precision(device: torch.device, wanted: MatmulPrecision | None) -> None:
+    """Set the precision of float32 matrix products (`torch.set_float32_matmul_precision`), for the whole process.
+
+    Args:
+        device: that the run is on.
+        wanted: None is `high` (TF32) on CUDA, unless somebody has set another already, and no change elsewhere.
+    """
+    if wanted is not None:
+        torch.set_float32_matmul_precision(wanted)
+    elif device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
+        torch.set_float32_matmul_precision("high")
+
+
+def set_memory_format(model: nn.Module, device: torch.device, channels_last: bool | None) -> None:
+    """Lay out the UNets of a model as their convolutions are fastest.
+
+    Args:
+        model: its UNets are changed in place.
+        device: that the run is on.
+        channels_last: None is True on CUDA, and no change elsewhere.
+    """
+    if channels_last is None and device.type != "cuda":
+        return
+    layout = torch.contiguous_format if channels_last is False else torch.channels_last
+    for network in model.children():
+        if isinstance(network, HalfUNet):
+            network.to(memory_format=layout)
+
+
+def memory_format(model: nn.Module) -> Literal["channels_last", "contiguous"] | None:
+    """How the UNets of a model are laid out; None for a model without one."""
+    weights = [weight for part in model.children() if isinstance(part, HalfUNet) for weight in part.parameters()]
+    if not weights:
+        return None
+    return "contiguous" if all(weight.is_contiguous() for weight in weights) else "channels_last"
