@@ -8,8 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks.predictions import PredictionWriter
@@ -61,6 +63,17 @@ class VFSCLI(LightningCLI):
             )
         finally:
             sys.argv = before
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; what Lightning has against its options in one line.
+
+        Raises:
+            ConfigError: they do not go together, or not on this machine.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise ConfigError(f"These --trainer options do not work here. Lightning says: {error}") from error
 
     def after_instantiate_classes(self) -> None:
         if self._read is not None:

@@ -36,7 +36,7 @@ class EMACallback(Callback):
         start_step: optimizer steps before the first update; until then the model's own weights are used.
 
     Raises:
-        ConfigError: an option out of range, or two such callbacks in one trainer.
+        ConfigError: an option out of range, or Lightning's own average beside it.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True, start_step: int = 0) -> None:
@@ -224,12 +224,9 @@ def averaging_of(trainer: pl.Trainer) -> EMACallback | None:
     """The callback that averages the trainer's weights, if there is one.
 
     Raises:
-        ConfigError: there are several; or, where it trains, Lightning's own, whose average would not be seen here.
+        ConfigError: it trains with Lightning's own, whose average would not be seen here.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    found = [callback for callback in callbacks if isinstance(callback, EMACallback)]
-    if len(found) > 1:
-        raise ConfigError(f"The trainer has {len(found)} EMACallbacks, but a checkpoint holds one average: keep one.")
     others = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
     if others and trainer.state.fn == TrainerFn.FITTING:
         raise ConfigError(
@@ -237,7 +234,7 @@ def averaging_of(trainer: pl.Trainer) -> EMACallback | None:
             "whose average figures and pictures do not see. Use lightning_vfs.EMACallback(decay=...), in YAML "
             "class_path: lightning_vfs.EMACallback; it resumes from checkpoints of the other."
         )
-    return found[0] if found else None
+    return next((callback for callback in callbacks if isinstance(callback, EMACallback)), None)
 
 
 def weights_in_words(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:

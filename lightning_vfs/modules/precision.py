@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -20,7 +19,7 @@ def check_precision(trainer: pl.Trainer) -> None:
     """Refuse to train in a precision in which training fails, and warn of one in which it loses.
 
     Raises:
-        ConfigError: weights in float16; or a gradient scaler beside sharded parameters.
+        ConfigError: weights in float16.
     """
     precision = str(trainer.precision)
     if precision == "16-true":
@@ -28,11 +27,6 @@ def check_precision(trainer: pl.Trainer) -> None:
             "--trainer.precision 16-true keeps weights and AdamW's moments in float16, in which squares of gradients "
             "below 2e-4 are zero: the first steps divide by zero. Train in 16-mixed or bf16-mixed; validate, test and "
             "predict take 16-true."
-        )
-    if precision == "16-mixed" and isinstance(trainer.strategy, ModelParallelStrategy):
-        raise ConfigError(
-            "--trainer.precision 16-mixed scales the loss by a GradScaler, which does not see that gradients overflow "
-            "whose shards other ranks hold: with sharded parameters (FSDP2) train in bf16-mixed."
         )
     if precision == "bf16-true":
         rank_zero_warn(

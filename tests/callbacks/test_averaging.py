@@ -1,8 +1,13 @@
 """The averaged weights are evaluated: whatever the order of callbacks, in every hook, but never before they exist."""
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_vfs import VFSDDPM
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
+from lightning_vfs.core.errors import ConfigError
 
 
 def average(path, decay=0.5):
@@ -88,3 +93,167 @@ def test_the_weights_come_back_after_an_error(trainer, painter, data, tiny):
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer(ema(), fid).fit(model, datamodule=data())
     assert model.level.item() == pytest.approx(AFTER_STEP[2])
+
+
+# -- the callback itself ----------------------------------------------------------------------------------------------
+
+
+def test_the_decay_warms_up(trainer, painter, data):
+    """Against the recursion, with d = min(decay, (1 + n) / (10 + n)) for the n-th update."""
+    model = painter()
+    trainer(EMACallback(decay=0.4)).fit(model, datamodule=data())
+    expected = AFTER_STEP[0]
+    for n, level in enumerate(AFTER_STEP[1:], start=1):
+        decay = min(0.4, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * level
+    assert model.level.item() == pytest.approx(expected)
+    assert expected != pytest.approx(average(AFTER_STEP, decay=0.4), abs=1e-4)
+
+
+def test_of_a_short_run_the_average_is_not_that_of_the_initial_weights(trainer, painter, data):
+    """findings: with a decay of 0.9999 all figures of the first 10,000 steps were of initial weights."""
+    model = painter()
+    trainer(EMACallback(decay=0.9999)).fit(model, datamodule=data())
+    assert model.level.item() < 0.5 * (1 + AFTER_STEP[-1])
+
+
+@pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"start_step": -1}, {"start_step": True}])
+def test_options_out_of_range_are_refused(options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=rf"EMACallback.{name} is .*; it must be"):
+        EMACallback(**options)
+
+
+def test_the_average_is_ours(trainer, config, data):
+    with pytest.raises(ConfigError, match=r"Lightning's EMAWeightAveraging, .* Use lightning_vfs.EMACallback"):
+        trainer(EMAWeightAveraging()).fit(VFSDDPM(config), datamodule=data())
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Counting(EMACallback):
+    def on_train_batch_end(self, *args):
+        with Operations() as operations:
+            super().on_train_batch_end(*args)
+        self.counts = [*getattr(self, "counts", []), operations.found]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("32-true", 1), ("bf16-true", 2), ("64-true", 1)])
+def test_an_update_is_two_operations_at_most_and_reads_nothing(trainer, config, data, precision, most):
+    callback, model = Counting(), VFSDDPM(config)
+    trainer(callback, precision=precision, max_epochs=1).fit(model, datamodule=data())
+    assert len(list(model.parameters())) > 30
+    # The first copies, and the second of bf16 weights makes room for them in float32.
+    assert [len(found) for found in callback.counts[2:]] == [most] * 2, callback.counts[2:]
+    assert not any("_local_scalar_dense" in name for found in callback.counts for name in found)
+
+
+def test_another_model_keeps_its_weights(trainer, painter, data, tiny, tmp_path):
+    """The same trainer evaluates what it is given: another model, a checkpoint, or the trained one."""
+    trained, other = painter(), painter()
+    other.level.data.fill_(0.75)
+    run = trainer(ema(), evaluate_every(tiny, every_n_epochs=None))
+    run.fit(trained, datamodule=data())
+    run.test(other, datamodule=data(), verbose=False)
+    run.validate(other, datamodule=data(), verbose=False)
+    assert other.levels == [0.75, 0.75] and other.level.item() == 0.75
+    run.save_checkpoint(tmp_path / "other.ckpt")
+    saved = torch.load(tmp_path / "other.ckpt", weights_only=True)
+    assert saved["state_dict"]["level"] == 0.75 and "current_model_state" not in saved
+    run.test(trained, datamodule=data(), verbose=False)
+    assert trained.levels == pytest.approx([average(AFTER_STEP)])
+
+
+def test_a_second_fit_goes_on_with_the_weights(trainer, painter, data):
+    model = painter()
+    run = trainer(ema(), max_epochs=1)
+    run.fit(model, datamodule=data())
+    run.fit_loop.max_epochs = 2
+    run.fit(model, datamodule=data())
+    assert model.path == pytest.approx([1.0, *AFTER_STEP[:7]])
+    assert model.level.item() == pytest.approx(average(AFTER_STEP))
+
+
+class SaveEverywhere(Callback):
+    """A checkpoint in every hook, by its name."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def save(self, trainer, name):
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=False)
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        self.save(trainer, "in validation")
+
+    def on_train_end(self, trainer, pl_module):
+        self.save(trainer, "at the end")
+
+
+@pytest.mark.parametrize("ema_first", [True, False])
+def test_a_checkpoint_holds_both_wherever_the_average_is(trainer, painter, data, tmp_path, ema_first):
+    saving, averaging = SaveEverywhere(tmp_path), ema()
+    run = trainer(*((averaging, saving) if ema_first else (saving, averaging)), max_epochs=1)
+    run.fit(painter(), datamodule=data())
+    saving.save(run, "afterwards")
+    for name in ("in validation", "at the end", "afterwards"):
+        saved = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+        assert saved["state_dict"]["level"].item() == pytest.approx(average(AFTER_STEP[:4])), name
+        assert saved["current_model_state"]["level"].item() == pytest.approx(AFTER_STEP[3]), name
+
+
+def test_a_run_that_ends_before_its_first_save_keeps_its_weights(trainer, painter, data, tmp_path):
+    """`last.ckpt` used to hold the average twice."""
+    saving = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1000, save_top_k=0)
+    trainer(ema(), saving, enable_checkpointing=True, max_steps=3).fit(painter(), datamodule=data())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["current_model_state"]["level"].item() == pytest.approx(AFTER_STEP[2])
+    assert saved["state_dict"]["level"].item() == pytest.approx(average(AFTER_STEP[:3]))
+
+
+def test_until_there_is_an_average_a_checkpoint_holds_the_weights(trainer, painter, data, tmp_path):
+    run = trainer(ema(start_step=10), max_epochs=1)
+    run.fit(painter(), datamodule=data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["level"].item() == pytest.approx(AFTER_STEP[3])
+    assert "averaging_state" not in saved
+
+
+def test_checkpoints_of_lightnings_average_are_resumed(trainer, painter, data, tmp_path):
+    theirs = EMAWeightAveraging(decay=0.5, use_buffers=False)
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    trainer(theirs, keep, enable_checkpointing=True, max_epochs=1).fit(painter(), datamodule=data())
+    model, averaging = painter(), ema()
+    trainer(averaging).fit(model, datamodule=data(), ckpt_path=tmp_path / "step=4.ckpt", weights_only=True)
+    assert model.path == pytest.approx(AFTER_STEP[3:7])
+    assert model.level.item() == pytest.approx(average(AFTER_STEP))
+    assert averaging.updates == 8
+
+
+class Broken(Callback):
+    def on_validation_epoch_end(self, trainer, pl_module):
+        raise RuntimeError("no space left")
+
+
+def test_an_error_in_validation_leaves_the_weights(trainer, painter, data):
+    model = painter()
+    with pytest.raises(RuntimeError, match="no space left"):
+        trainer(ema(), Broken()).fit(model, datamodule=data())
+    assert model.level.item() == pytest.approx(AFTER_STEP[3])
+
+
+def test_frozen_parameters_and_buffers_stay_as_they_are(trainer, painter, data):
+    model = painter()
+    model.frozen = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+    model.register_buffer("count", torch.tensor(3))
+    trainer(ema()).fit(model, datamodule=data())
+    assert (model.frozen.item(), model.count.item()) == (2.0, 3)
