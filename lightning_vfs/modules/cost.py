@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.modules.blocks import NetworkBlock
+from lightning_vfs.modules.optimizer import OptimizerConfig, build_adamw, clip_gradients, gradient_norm
 from lightning_vfs.modules.vfsddpm import VFSDDPM
 
 
@@ -38,17 +40,32 @@ def step_flops(config: VFSConfig, sets: int = 1, set_size: int | None = None) ->
 
 
 def step_operations(config: VFSConfig) -> int:
-    """Operations that a training step hands to the device, forward and backward, views apart; without compilation.
+    """Operations that a training step hands to the device, views apart; without compilation.
 
-    Their number does not depend on the batch: times what the host needs for one of them, it is the least time of a
-    step, however fast the device. The optimizer's few are left out.
+    Loss, backward pass, clipping by the norm, AdamW and the average of the weights. Their number does not depend on the
+    batch: times what the host needs for one of them, it is the least time of a step, however fast the device. An
+    operation on a list of tensors counts once.
     """
     model = _without_memory(config)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Operations() as operations:
+    with FakeTensorMode(allow_non_fake_inputs=True), _Operations() as loss:
         model.to_empty(device="cpu")
-        operations.count = 0
+        loss.count = 0
         _loss(model, 1, config.sets.set_size).backward()
-    return operations.count
+    return loss.count + _update_operations(model)
+
+
+def _update_operations(model: nn.Module) -> int:
+    """Of clipping, AdamW and the average, on as many parameters, of one number each: fake ones are taken one by one."""
+    module = nn.ParameterList(nn.Parameter(torch.zeros(1)) for _ in model.parameters())
+    optimizer, averages = build_adamw(module, OptimizerConfig()), [torch.zeros(1) for _ in module]
+    for parameter in module:
+        parameter.grad = torch.zeros(1)
+    optimizer.step()  # the first makes room for the moments
+    with torch.no_grad(), _Operations() as update:
+        clip_gradients(optimizer, 1.0, "norm", gradient_norm(optimizer))
+        optimizer.step()
+        get_ema_multi_avg_fn(0.99)(averages, list(module), 1)
+    return update.count
 
 
 class _Operations(TorchDispatchMode):
