@@ -33,6 +33,7 @@ _CUDA: dict[str, Callable[..., Any]] = {
     "_lazy_init": lambda: None,
     "synchronize": lambda device=None: None,
     "current_device": lambda: 0,
+    "get_device_name": lambda device=None: "simulated GPU",
     "get_device_capability": lambda device=None: (8, 0),
 }
 
@@ -57,6 +58,9 @@ class OnGPU(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise RuntimeError(f"{func} is given a tensor of the simulated GPU, outside of `simulated_gpu`.")
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnGPU({self.values!r})"
 
@@ -79,6 +83,7 @@ class SimulatedGPU(TorchDispatchMode):
         self._host_group: dist.ProcessGroup | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not torch.is_inference_mode_enabled(), "inference mode passes wrappers by: take torch.no_grad"
         given: dict[int, Tensor] = {}
 
         def on_host(x: Any) -> Any:
@@ -110,7 +115,7 @@ class SimulatedGPU(TorchDispatchMode):
 
         def in_host_group(x: Any) -> Any:
             # The tensor of a barrier is the group's own.
-            if isinstance(x, Tensor) and not isinstance(x, OnGPU) and func.__name__ != "barrier.default":
+            if isinstance(x, Tensor) and not isinstance(x, OnGPU) and "barrier" not in func.__name__:
                 raise RuntimeError(f"{func}: No backend type associated with device type cpu")
             return self._host_group.boxed() if isinstance(x, torch.ScriptObject) and _is_group(x) else x  # type: ignore[union-attr]
 
