@@ -78,7 +78,7 @@ def main() -> None:
     rank, port, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
     register_feature_extractor(TINY, TinyExtractor)
-    found: dict[str, Any] = {"alone": evaluated(folder / "alone", 1)[0]}
+    found: dict[str, Any] = {"alone": evaluated(folder / f"alone {rank}", 1)[0]}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": "0"}
     # Lightning would ask for a driver; it takes a group that is there.
     dist.init_process_group("cuda:gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
