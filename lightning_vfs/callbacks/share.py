@@ -57,6 +57,6 @@ class Share:
         """Whether the flag is set on every rank; collective."""
         if self.world_size == 1:
             return flag
-        flags: list[bool] = [False] * self.world_size
-        torch.distributed.all_gather_object(flags, flag)
-        return all(flags)
+        agreed = torch.tensor(int(flag), device=self.device)
+        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
+        return bool(agreed)

@@ -228,7 +228,9 @@ class SplitEvaluation:
             conditions = self._conditions(model.config.encoder, episodes, batch)
             found = bound(self.images.pixels(episodes.targets[batch]), index=index, **conditions)
             gathered.update({part: getattr(found, part) for part in parts}, index)
-        means: dict[str, Any] = {name: rows.double().mean(dim=0).tolist() for name, rows in gathered.compute().items()}
+        means: dict[str, Any] = {
+            name: rows.cpu().double().mean(dim=0).tolist() for name, rows in gathered.compute().items()
+        }
         return LikelihoodRecord(
             num_images=count,
             steps=steps,

@@ -45,7 +45,7 @@ class GaussianDiffusion:
         posterior_variance = betas * (1 - previous) / (1 - alpha_bar)
         # The posterior variance of the first step is 0; as in improved DDPM, the second step's stands in for its log.
         smallest = posterior_variance[1] if self.num_steps > 1 else betas[0]
-        self._tables: dict[str, Any] = {
+        self._host_tables: dict[str, np.ndarray] = {
             "timesteps": np.asarray(kept, dtype=np.int64),
             "alpha_bar": np.append(1.0, alpha_bar),  # entry t + 1 belongs to step t; entry 0 is the clean image
             "sqrt_alpha_bar": np.sqrt(alpha_bar),
@@ -60,7 +60,9 @@ class GaussianDiffusion:
             **_dpmpp_2m_tables(alpha_bar, previous),
         }
         if config.min_snr_gamma:
-            self._tables["min_snr_weight"] = _min_snr_weight(alpha_bar, config)
+            self._host_tables["min_snr_weight"] = _min_snr_weight(alpha_bar, config)
+        self._tables: dict[str, Any] = dict(self._host_tables)
+        self._place: tuple[Any, ...] | None = None  # that `on` has put them to
 
     @property
     def timesteps(self) -> Any:
@@ -75,18 +77,20 @@ class GaussianDiffusion:
         return GaussianDiffusion(self.config, respaced_timesteps(self.config.timesteps, steps))
 
     def on(self, like: Any) -> GaussianDiffusion:
-        """The same process with its tables as arrays of `like`'s kind and device, so that a step copies nothing."""
-        xp = array_namespace(like)
-        if type(self.timesteps) is type(like) and device(self.timesteps) == device(like):
+        """The same process with its tables as arrays of `like`'s kind, precision and device: a step copies nothing."""
+        place = type(like), device(like), array_namespace(like).finfo(like.dtype).bits > 32
+        if place == self._place:
             return self
         moved = copy.copy(self)
-        moved._tables = {name: xp.asarray(table, device=device(like)) for name, table in self._tables.items()}
+        moved._place = place
+        moved._tables = {name: _array_like(table, like) for name, table in self._host_tables.items()}
         return moved
 
     def _take(self, name: str, t: Any, like: Any) -> Any:
         """Entries of a table, shaped to broadcast: (b,) -> (b, 1, ..., 1)."""
         xp = array_namespace(like)
-        values = xp.take(xp.asarray(self._tables[name], device=device(like)), t, axis=0)
+        table = self._tables[name]
+        values = xp.take(_array_like(table, like) if isinstance(table, np.ndarray) else table, t, axis=0)
         return xp.reshape(xp.astype(values, like.dtype), (-1,) + (1,) * (like.ndim - 1))
 
     # -- forward process ------------------------------------------------------------------------------------------
@@ -246,6 +250,14 @@ class GaussianDiffusion:
         frozen_mean = xp.concat([stop_gradient(prediction), fraction], axis=1)
         bound = self.variational_bound(frozen_mean, x_0, x_t, t, clip=False)
         return loss + bound * (self.num_steps / 1000 if kind == "rescaled_mse" else 1)
+
+
+def _array_like(table: np.ndarray, like: Any) -> Any:
+    """A table as an array of `like`'s kind on its device, in float64 only if `like` is: MPS and TPUs have none."""
+    xp = array_namespace(like)
+    if table.dtype == np.float64 and xp.finfo(like.dtype).bits <= 32:
+        table = table.astype(np.float32)
+    return xp.asarray(table, device=device(like))
 
 
 def _dpmpp_2m_tables(alpha_bar: np.ndarray, previous: np.ndarray) -> dict[str, np.ndarray]:

@@ -19,7 +19,8 @@ class FewShotAccuracy(IndexedMetric):
     way - 1 others drawn by (seed, global sample index): nearest-mean classification as in prototypical networks, Snell
     et al. 2017, eq. 2. FID does not see a model that ignores its support; this figure is then at chance.
 
-    The figure depends neither on the order and size of batches nor on the number of ranks: see `IndexedMetric`.
+    The figure depends neither on the order and size of batches nor on the number of ranks: see `IndexedMetric`. Nor
+    does it depend on the device: distances are float64 on the CPU, as other figures are, and MPS has no float64.
 
     Args:
         real_features: features of all real images (m, d); on every rank.
@@ -46,18 +47,16 @@ class FewShotAccuracy(IndexedMetric):
         self.ways: tuple[int, ...] = (way,) if isinstance(way, int) else tuple(way)
         if not self.ways or min(self.ways) < 2:
             raise ConfigError(f"way is {way!r}; allowed: a number of classes from 2 on, or several of them.")
-        real_labels = real_labels.to(real_features.device)
+        real_features, real_labels = real_features.cpu().double(), real_labels.cpu()
         counts = torch.bincount(real_labels)
         check_way(counts, max(self.ways))
-        sums = torch.zeros(len(counts), real_features.shape[1], dtype=torch.float64, device=real_features.device)
-        sums.index_add_(0, real_labels, real_features.double())
+        sums = torch.zeros(len(counts), real_features.shape[1], dtype=torch.float64)
+        sums.index_add_(0, real_labels, real_features)
         self.seed = seed
-        self.means: Tensor
-        self.counts: Tensor
-        self.classes: Tensor
-        self.register_buffer("means", sums / counts.clamp(min=1).unsqueeze(1), persistent=False)
-        self.register_buffer("counts", counts, persistent=False)
-        self.register_buffer("classes", torch.nonzero(counts >= 2).squeeze(1), persistent=False)
+        # No buffers: they stay on the CPU when the metric moves.
+        self.means = sums / counts.clamp(min=1).unsqueeze(1)
+        self.counts = counts
+        self.classes = torch.nonzero(counts >= 2).squeeze(1)
         self.add_rows("hits", (len(self.ways),), torch.bool)
 
     @property
@@ -74,12 +73,14 @@ class FewShotAccuracy(IndexedMetric):
             index: global sample index of each (n,).
             leave_one_out: the images are among the real ones; each is taken out of its own class's mean.
         """
-        features, labels = features.to(self.means), labels.to(self.means.device)
+        features, labels, index = features.detach().cpu().double(), labels.cpu(), index.cpu()
         taking_part = torch.isin(labels, self.classes)
-        features, labels, index = features[taking_part], labels[taking_part], index.to(labels.device)[taking_part]
+        features, labels, index = features[taking_part], labels[taking_part], index[taking_part]
         others = self._others(index, labels)
         own = (features - self.means[labels]).norm(dim=1)
-        other = (features.unsqueeze(1) - self.means[others]).norm(dim=2)
+        other = torch.empty(others.shape, dtype=torch.float64)
+        for i, few in enumerate(others):  # one by one they stay in the processor's cache: several times as fast
+            other[i] = (features[i] - self.means[few]).norm(dim=1)
         if leave_one_out:
             # x - (N mean - x) / (N - 1) = (x - mean) N / (N - 1)
             count = self.counts[labels]
@@ -96,7 +97,7 @@ class FewShotAccuracy(IndexedMetric):
         _, hits = self.gathered("hits")
         if len(hits) == 0:
             raise EvaluationError("few_shot_accuracy has no image of a class with at least 2 real images to judge.")
-        return self._shaped(hits.double().mean(dim=0))
+        return self._shaped(hits.cpu().double().mean(dim=0))
 
     def _shaped(self, figures: Tensor) -> Tensor:
         return figures[0] if isinstance(self.way, int) else figures
@@ -106,10 +107,10 @@ class FewShotAccuracy(IndexedMetric):
 
         A smaller way takes the first way - 1 of them.
         """
-        keys = _hash(index.cpu().numpy()[:, None], np.arange(len(self.classes)), self.seed)
-        keys[(labels.unsqueeze(1) == self.classes).cpu().numpy()] = np.iinfo(np.uint64).max
+        keys = _hash(index.numpy()[:, None], np.arange(len(self.classes)), self.seed)
+        keys[(labels.unsqueeze(1) == self.classes).numpy()] = np.iinfo(np.uint64).max
         drawn = np.argsort(keys, axis=1, kind="stable")[:, : max(self.ways) - 1]
-        return self.classes[torch.from_numpy(drawn).to(self.classes.device)]
+        return self.classes[torch.from_numpy(drawn)]
 
 
 def check_way(counts: Tensor, way: int) -> None:

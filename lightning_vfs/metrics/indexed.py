@@ -17,7 +17,8 @@ class IndexedMetric(Metric):
     """A torchmetrics Metric whose states are rows with a global sample index.
 
     Rows may arrive in any order, in batches of any size, on any rank, twice, or not at all on some rank: `gathered`
-    gives them once each, in the order of their index.
+    gives them once each, in the order of their index. They are kept on the metric's device, wherever they come from:
+    collectives of NCCL refuse any other.
     """
 
     full_state_update = False
@@ -42,8 +43,8 @@ class IndexedMetric(Metric):
                 f"{name} takes rows of shape {expected} and an index for each; got {tuple(rows.shape)} "
                 f"and {tuple(index.shape)}."
             )
-        getattr(self, name).append(rows.detach().to(empty.dtype))
-        getattr(self, f"{name}_index").append(index.detach().to(rows.device, torch.int64))
+        getattr(self, name).append(rows.detach().to(self.device, empty.dtype))
+        getattr(self, f"{name}_index").append(index.detach().to(self.device, torch.int64))
 
     def gathered(self, name: str) -> tuple[Tensor, Tensor]:
         """Index (n,) and rows (n, ...) of one state, in index order without duplicates: this rank's, or, inside

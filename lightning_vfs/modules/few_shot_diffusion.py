@@ -425,6 +425,7 @@ class FewShotDiffusion(nn.Module):
                     "This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one."
                 )
             if self.config.encoder.time_token == "timestep":
+                support = support.to(self._where)  # once, not at every step
                 return Guide(lambda t: self._encode_support(support, t.expand(support.shape[0])), self.null_context)
             context: Tensor | None = self._encode_support(support)
         else:

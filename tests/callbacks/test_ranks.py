@@ -40,3 +40,15 @@ def test_a_trainer_logs_equal_figures_on_every_rank(found):
     assert second == first
     assert first["figures"] == pytest.approx(single["figures"], rel=1e-6)
     assert first["best"] == pytest.approx(single["best"], rel=1e-6)
+
+
+def test_a_process_group_of_gpus_alone_evaluates_and_reports_as_one_rank(tmp_path):
+    run_ranks(Path(__file__).with_name("gpu_process.py"), 2, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert len(first["alone"]) == 9
+    # In batches of another size a pixel may round to another of the 256 values.
+    assert first["together"] == pytest.approx(first["alone"], rel=1e-3)
+    assert second["together"] == first["together"]
+    for found in (first, second):
+        assert "The loss of optimizer step 1 (epoch 0) is inf, by 2 of its 2 sets:" in found["report"]
+        assert all(f"on rank {rank} (index {rank})" in found["report"] for rank in range(2))

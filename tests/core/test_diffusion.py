@@ -267,4 +267,17 @@ def test_tables_keep_float64_and_results_the_images_type(array) -> None:
     x_t = diffusion.q_sample(array(X_0), array(T), array(NOISE))
     assert np.asarray(x_t).dtype == np.float32
     moved = diffusion.on(array(X_0))
-    close(moved.q_sample(array(X_0), array(T), array(NOISE)), np.asarray(x_t), 0)
+    assert np.array_equal(np.asarray(moved.q_sample(array(X_0), array(T), array(NOISE))), np.asarray(x_t))
+    assert moved.on(array(X_0)) is moved
+
+
+def test_placed_tables_are_float32_until_images_are_float64() -> None:
+    diffusion = diffusion_of()
+    placed = diffusion.on(X_0)
+    assert {table.dtype for table in placed._tables.values()} == {np.dtype(np.float32), np.dtype(np.int64)}
+    again = placed.on(X_0.astype(np.float64))
+    for name, table in diffusion._host_tables.items():
+        assert np.array_equal(again._tables[name], table)
+        assert np.array_equal(
+            placed._tables[name], table.astype(np.float32 if table.dtype == np.float64 else table.dtype)
+        )

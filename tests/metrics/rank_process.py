@@ -1,4 +1,4 @@
-"""The three processes of test_ranks.py: `python rank_process.py <folder>`."""
+"""The three processes of test_ranks.py: `python -m tests.metrics.rank_process <folder>`."""
 
 import json
 import multiprocessing
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import TINY, TinyExtractor
 from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.metrics import METRICS, FewShotAccuracy, FidelityMetric, FidelityOptions, ImageFeatures
+from tests.metrics.conftest import TINY, TinyExtractor
+from tests.simulated_gpu import simulated_gpu
 
 CLASSES = 6
 
@@ -28,27 +29,29 @@ def shares(num, rank, world_size, batch_size):
     return [*mine.split(batch_size), torch.tensor([0])] if rank < 2 else mine.split(batch_size)
 
 
-def all_figures(rank, world_size, generated, real):
+def all_figures(rank, world_size, generated, real, device="cpu"):
+    """Rows of generated images come from the device, those of real ones from the CPU, where they are cached."""
     extractor = ImageFeatures(TINY, METRICS)
-    metric = FidelityMetric(extractor, options=FidelityOptions(kid_subset_size=4, isc_splits=2))
+    metric = FidelityMetric(extractor, options=FidelityOptions(kid_subset_size=4, isc_splits=2)).to(device)
     rows = {False: features_of(extractor, generated, seed=100), True: features_of(extractor, real, seed=150)}
     for is_real, features in rows.items():
         for index in shares(len(features["6"]), rank, world_size, batch_size=5):
-            metric.update({layer: values[index] for layer, values in features.items()}, is_real, index)
+            place = "cpu" if is_real else device
+            metric.update({layer: values[index].to(place) for layer, values in features.items()}, is_real, index)
     labels = [torch.arange(len(rows[is_real]["6"])) % 2 for is_real in (False, True)]
     found = {name: value.item() for name, value in metric.compute().items()}
     found |= {f"class {c}": figures["fid"] for c, figures in metric.per_class(*labels, [0, 1]).items()}
     return found, metric.notes()
 
 
-def accuracies(rank, world_size):
+def accuracies(rank, world_size, device="cpu"):
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % CLASSES
     centres = torch.randn(CLASSES, 5, generator=rng)
     real, generated = (centres[labels] + torch.randn(60, 5, generator=rng) for _ in range(2))
-    metric = FewShotAccuracy(real, labels, way=(2, 5))
+    metric = FewShotAccuracy(real, labels, way=(2, 5)).to(device)
     for index in shares(60, rank, world_size, batch_size=7):
-        metric.update(generated[index], labels[index], index)
+        metric.update(generated[index].to(device), labels[index], index)
     return metric.compute().tolist()
 
 
@@ -60,6 +63,17 @@ def class_error(rank):
         metric.per_class(torch.arange(9), torch.arange(9), [0])
     except EvaluationError as error:
         return str(error)
+
+
+def on_gpus(rank, world_size, folder):
+    """Figures from ranks whose process group serves tensors of a GPU alone, as NCCL's does; MPS has no float64."""
+    store = dist.FileStore(str(folder / f"store-gpus-{world_size}"), world_size)
+    dist.init_process_group("cuda:gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    with simulated_gpu(float64=False):
+        figures, notes = all_figures(rank, world_size, 31, 22, device="cuda")
+        found = figures, notes, accuracies(rank, world_size, device="cuda")
+    dist.destroy_process_group()
+    return found
 
 
 def process(rank, folder):
@@ -75,6 +89,8 @@ def process(rank, folder):
             found[f"accuracies, {world_size}"] = accuracies(rank, world_size)
             found[f"error, {world_size}"] = class_error(rank)
             dist.destroy_process_group()
+    if rank < 2:
+        found["on GPUs"] = on_gpus(rank, 2, folder)
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 

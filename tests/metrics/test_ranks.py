@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,7 @@ import pytest
 def found(tmp_path_factory):
     """What each of three processes reports."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("rank_process.py")
-    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.metrics.rank_process", str(folder)]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )
@@ -45,3 +43,9 @@ def test_an_error_of_a_class_reaches_every_rank(found):
     for world_size in (1, 2, 3):
         for rank in range(world_size):
             assert "too few of class 0 (1 generated, 1 real)" in found[rank][f"error, {world_size}"]
+
+
+def test_a_process_group_of_gpus_alone_gives_the_same(found):
+    (expected, notes), accuracies = found[0]["uneven shares, 1"], found[0]["accuracies, 1"]
+    for rank in range(2):
+        assert found[rank]["on GPUs"] == [pytest.approx(expected, rel=1e-6), notes, accuracies]
