@@ -159,8 +159,9 @@ class VFSDDPM(ContractedModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """The progress bar has the loss of steps that are logged; by `prog_bar=True` it would be read in every step."""
-        if logs_now(self.trainer):
-            self.trainer.progress_bar_metrics["train/loss"] = float(self.trainer.callback_metrics["train/loss"])
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is not None and logs_now(self.trainer):
+            self.trainer.progress_bar_metrics["train/loss"] = float(loss)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """A step that is not finite changes no weight. A subclass with its own such hook calls this one.
