@@ -48,15 +48,18 @@ def main(args: Sequence[str] | None = None) -> int:
     if name not in SUBCOMMANDS:
         print(f"lightning-vfs: there is no subcommand {name!r}; take one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
         return 2
+    from lightning_vfs.commands.quiet import quiet
+
     try:
-        if name in ("evaluate", "sample", "convert", "compare"):
-            from importlib import import_module
+        with quiet(training=name == "fit"):
+            if name in ("evaluate", "sample", "convert", "compare"):
+                from importlib import import_module
 
-            return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0
-        else:
-            from lightning_vfs.commands.lightning import VFSCLI
+                return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0
+            else:
+                from lightning_vfs.commands.lightning import VFSCLI
 
-            VFSCLI(args)
+                VFSCLI(args)
     except VFSError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -24,6 +24,7 @@ from torchvision.transforms.functional import to_pil_image
 from lightning_vfs import VFSDDPM, FIDCallback
 from lightning_vfs.callbacks.grids import sample_grid, save_png
 from lightning_vfs.commands.lightning import VFSCLI
+from lightning_vfs.commands.quiet import quiet
 from lightning_vfs.core import VFSConfig
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.metrics import ImageFeatures
@@ -190,4 +191,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet(training=False):
+        main()

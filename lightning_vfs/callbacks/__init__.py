@@ -4,6 +4,8 @@ from lightning_vfs.callbacks.fid import FIDCallback
 from lightning_vfs.callbacks.grids import SampleGridCallback, sample_grid
 from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
+from lightning_vfs.callbacks.progress import RunProgressBar
+from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.callbacks.throughput import ThroughputCallback
 from lightning_vfs.modules.averaging import EMACallback
 
@@ -12,6 +14,8 @@ __all__ = [
     "FIDCallback",
     "PredictionWriter",
     "PreemptionCheckpoint",
+    "RunProgressBar",
+    "RunSummary",
     "SampleGridCallback",
     "ThroughputCallback",
     "sample_grid",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_vfs.callbacks.grids import sample_grid, save_png
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Callback):
     """Write each predicted set as a picture, its support beside the image generated from it.
 
     Pictures are called `<index>.png` by the set's global index, so that ranks write into one folder.
@@ -24,7 +23,6 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, dirname: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(write_interval="batch")
         self.dirname = dirname
 
     def folder(self, trainer: pl.Trainer) -> Path:
@@ -32,18 +30,12 @@ class PredictionWriter(BasePredictionWriter):
         log_dir = trainer.log_dir
         return Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "predictions")
 
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: dict[str, Tensor],
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+    # Lightning's BasePredictionWriter asks the loader which samples are in a batch; here the batch says it.
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: dict[str, Tensor], *_: Any
     ) -> None:
         folder = self.folder(trainer)
         for index, support, generated in zip(
-            prediction["index"].tolist(), prediction["support"], prediction["generated"], strict=True
+            outputs["index"].tolist(), outputs["support"], outputs["generated"], strict=True
         ):
             save_png(sample_grid(support[None], generated[None]), folder / f"{index:06d}.png")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+
+from lightning_vfs.callbacks.progress import progress
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,8 @@ class Share:
     def batches(self, total: int, doing: str) -> Iterator[np.ndarray]:
         """This rank's global sample indices below `total`, with a progress bar."""
         mine = np.arange(self.rank, total, self.world_size)
-        with tqdm(
-            total=len(mine), desc=doing, unit=" images", leave=False, mininterval=1, disable=not self.show_progress
-        ) as bar:
+        bar = progress(doing, len(mine), "images", unit="image", disable=not self.show_progress)
+        with closing(bar):
             for start in range(0, len(mine), self.batch_size):
                 batch = mine[start : start + self.batch_size]
                 yield batch

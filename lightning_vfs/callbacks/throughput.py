@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.data.sets import SetLoader
 from lightning_vfs.modules.cost import step_flops
+from lightning_vfs.modules.logged_steps import logs_now
 from lightning_vfs.modules.vfsddpm import VFSDDPM, images_of
 
 _TRAINING = RunningStage.TRAINING
@@ -66,7 +67,7 @@ class ThroughputCallback(ThroughputMonitor):
         self._batches[_TRAINING] += 1
         self._samples[_TRAINING] += self.batch_size_fn(batch)
         self._flops += _flops(pl_module, batch)
-        if _logs_now(trainer):
+        if logs_now(trainer):
             self._log(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -120,15 +121,6 @@ class ThroughputCallback(ThroughputMonitor):
                 "helps: more of them (--data.num_workers), the cache of decoded images on a fast local disk "
                 "(--data.cache_dir), or fewer ranks on a machine whose processors are busy."
             )
-
-
-def _logs_now(trainer: pl.Trainer) -> bool:
-    """Whether the batch at hand ends a step after which the trainer logs."""
-    # Not Lightning's should_update_logs: it is also true when the run is to stop, of which one rank may know before the
-    # others, and all have to meet here.
-    steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(every) and steps % every == 0 and not trainer.fit_loop._should_accumulate()
 
 
 def _now(trainer: pl.Trainer) -> float:

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from lightning_vfs.callbacks import FIDCallback
+from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
 from lightning_vfs.callbacks.evaluation_record import FILE_NAME
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
@@ -54,7 +54,7 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
         devices=options.devices,
         strategy=options.strategy,
         precision=options.precision,
-        callbacks=[callback],
+        callbacks=[callback, RunProgressBar(), RunSummary()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -9,13 +9,15 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
+from lightning_vfs.callbacks.progress import RunProgressBar
+from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
@@ -64,25 +66,41 @@ class VFSCLI(LightningCLI):
         finally:
             sys.argv = before
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer; what Lightning has against its options in one line.
-
-        Raises:
-            ConfigError: they do not go together, or not on this machine.
-        """
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, ImportError) as error:
-            raise ConfigError(f"These --trainer options do not work here. Lightning says: {error}") from error
-
     def after_instantiate_classes(self) -> None:
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With a bar and a summary of ours, unless the configuration has others or turns them off.
+
+        Raises:
+            ConfigError: the trainer's options do not go together, or not on this machine.
+        """
+        options = self.config_init[self.config_init["subcommand"]]["trainer"]
+        given = options["callbacks"] or []
+        callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        ours = (ProgressBar, RunProgressBar, "enable_progress_bar"), (ModelSummary, RunSummary, "enable_model_summary")
+        for kind, own, flag in ours:
+            wanted = options[flag] is not False and not options["barebones"]
+            if wanted and not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks.append(own())
+        if any(isinstance(callback, ModelSummary) for callback in callbacks):
+            kwargs["enable_model_summary"] = False  # Lightning would say that it adds no other
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise ConfigError(f"These --trainer options do not work here. Lightning says: {error}") from error
 
     def before_fit(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, PreemptionCheckpoint) for callback in callbacks):
             callbacks.append(PreemptionCheckpoint())
+
+    def after_fit(self) -> None:
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # asks the other ranks
+        saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        checkpoint = f"; last checkpoint: {saved}" if saved else ""
+        rank_zero_info(f"Trained to step {self.trainer.global_step}. Log: {folder}{checkpoint}")
 
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(verbose=False, **kwargs)

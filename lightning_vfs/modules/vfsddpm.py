@@ -34,6 +34,7 @@ from lightning_vfs.modules.device import (
     set_matmul_precision,
     set_memory_format,
 )
+from lightning_vfs.modules.logged_steps import logs_now
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -200,8 +201,13 @@ class VFSDDPM(ContractedModule):
             loss = loss * torch.where(mean.isfinite(), 1.0, torch.nan)
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._guard.add(batch_idx, mean, self._set_losses, first)
-        self.log("train/loss", mean, prog_bar=True)
+        self.log("train/loss", mean)
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """The progress bar has the loss of steps that are logged; by `prog_bar=True` it would be read in every step."""
+        if logs_now(self.trainer) and "train/loss" in self.trainer.callback_metrics:
+            self.trainer.progress_bar_metrics["train/loss"] = float(self.trainer.callback_metrics["train/loss"])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """A step that is not finite changes no weight. A subclass with its own such hook calls this one.

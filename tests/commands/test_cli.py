@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
 from PIL import Image
 
 from lightning_vfs import VFSDDPM
+from lightning_vfs.callbacks import RunProgressBar, RunSummary
 from lightning_vfs.cli import HELP, SUBCOMMANDS, main
+from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.core import StaleSetSizeWarning
 
 
@@ -195,3 +198,29 @@ def test_predict_writes_a_picture_of_every_test_set(trained, config_file: Path, 
     assert sorted(p.name for p in pictures.iterdir()) == ["000000.png", "000001.png", "000002.png"]
     with Image.open(pictures / "000000.png") as picture:
         assert picture.width > 6 * 48
+
+
+# -- progress bar and summary -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "bars", "summaries"),
+    [
+        (["--trainer.enable_progress_bar=true", "--trainer.enable_model_summary=true"], [RunProgressBar], [RunSummary]),
+        (
+            [
+                "--trainer.enable_progress_bar=null", "--trainer.callbacks+=RichProgressBar",
+                "--trainer.callbacks+=RichModelSummary",
+            ],
+            [RichProgressBar],
+            [RichModelSummary],
+        ),
+        ([], [], []),
+    ],
+    ids=["by default", "the user's own", "none"],
+)  # fmt: skip
+def test_a_run_has_a_bar_and_a_summary(trained, config_file: Path, flags: list[str], bars, summaries) -> None:
+    cli = VFSCLI(["validate", f"--config={config_file}", f"--ckpt_path={trained()}", *flags])
+    callbacks = cli.trainer.callbacks
+    assert [type(callback) for callback in callbacks if isinstance(callback, ProgressBar)] == bars
+    assert [type(callback) for callback in callbacks if isinstance(callback, ModelSummary)] == summaries

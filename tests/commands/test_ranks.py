@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lightning_vfs.cli import main
+from tests.commands.messages import not_ours
 
 STEPS = 50
 # All that is drawn in training: timesteps, noise, shots, dropped contexts, dropout, a latent of the context.
@@ -48,9 +49,10 @@ def runs(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     fit = ["fit", f"--config={config_file}", *FLAGS]
     assert main([*fit, f"--trainer.logger.init_args.save_dir={one}", "--data.batch_size=4"]) == 0
     flags = [f"--trainer.logger.init_args.save_dir={two}", "--data.batch_size=2", "--trainer.devices=2"]
-    command = [sys.executable, "-W", "ignore", "-m", "lightning_vfs", *fit, *flags, "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "lightning_vfs", *fit, *flags, "--trainer.strategy=ddp"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    (two / "printed.txt").write_text(done.stdout + done.stderr)
     return one, two
 
 
@@ -64,3 +66,9 @@ def test_the_loss_curve_is_the_same(runs: tuple[Path, Path]) -> None:
 def test_the_weights_are_the_same(runs: tuple[Path, Path]) -> None:
     one, two = (weights(folder) for folder in runs)
     torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+
+
+def test_both_ranks_print_lines_of_ours_only(runs: tuple[Path, Path]) -> None:
+    printed = (runs[1] / "printed.txt").read_text()
+    assert not_ours(printed) == []
+    assert printed.count("Trained to step") == 1
