@@ -55,8 +55,8 @@ class ClassImages:
         class_names: name of every class.
         labels: int64 (N,), index into `class_names` of every image, in ascending order.
         files: path of every image, for people; None where images are no files.
-        mapped: safetensors file whose tensor `images` the images are, or are expanded from. Pickled, as for the loader's
-            workers where they are not forked, they are then mapped from it again instead of copied.
+        mapped: safetensors file whose tensor `images` the images are, or are expanded from. When pickled, as for
+            workers that are not forked, they are mapped from it again instead of copied.
 
     Attributes:
         class_names: name of every class.

@@ -18,13 +18,13 @@ METHODS = multiprocessing.get_all_start_methods()
 
 
 def arguments(config_file: Path, folder: Path, num_workers: int) -> list[str]:
-    to = [f"--trainer.logger.init_args.save_dir={folder}", "--trainer.max_steps=7"]
+    to = [f"--trainer.logger.init_args.save_dir={folder}", "--trainer.max_steps=7", "--trainer.limit_val_batches=0"]
     return ["fit", f"--config={config_file}", *to, f"--data.num_workers={num_workers}"]
 
 
 def fit(method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), method, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, start_new_session=True)
 
 
 @pytest.fixture(scope="module")

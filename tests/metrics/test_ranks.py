@@ -16,7 +16,7 @@ def found(tmp_path_factory):
     script = Path(__file__).with_name("rank_process.py")
     command = [sys.executable, "-W", "ignore", str(script), str(folder)]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
