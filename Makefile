@@ -1,8 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+# One run, picture, evaluation and resume of every kind.
+SMOKE := tests/commands/test_cli.py tests/commands/test_sample.py tests/commands/test_evaluate.py tests/commands/test_resume.py tests/core tests/interop
 
-.PHONY: install quickstart test test-slow test-gpu lint
+.PHONY: install quickstart test test-isa test-lowest test-slow test-gpu lint
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +23,40 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The numerical tests on three processors, imitated on any x86-64 one, whose sums differ most in order and in rounding.
+test-isa: test-isa-sse42 test-isa-avx test-isa-avx2
+
+test-isa-sse42: export ATEN_CPU_CAPABILITY = default
+test-isa-sse42: export ONEDNN_MAX_CPU_ISA = SSE41
+test-isa-sse42: export MKL_CBWR = COMPATIBLE
+test-isa-sse42: export OPENBLAS_CORETYPE = Nehalem
+test-isa-sse42: export XLA_FLAGS = --xla_cpu_max_isa=SSE4_2
+
+test-isa-avx: export ATEN_CPU_CAPABILITY = default
+test-isa-avx: export ONEDNN_MAX_CPU_ISA = AVX
+test-isa-avx: export MKL_CBWR = AVX
+test-isa-avx: export OPENBLAS_CORETYPE = Sandybridge
+test-isa-avx: export XLA_FLAGS = --xla_cpu_max_isa=AVX
+
+test-isa-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-isa-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
+test-isa-avx2: export MKL_CBWR = AVX2
+test-isa-avx2: export OPENBLAS_CORETYPE = Haswell
+test-isa-avx2: export XLA_FLAGS = --xla_cpu_max_isa=AVX2
+test-isa-avx2: export OMP_NUM_THREADS = 2
+
+test-isa-%: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "numeric and not slow and not gpu"
+
+# The lowest versions that setup.cfg allows. They are for Python 3.11.
+$(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
+	touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n auto $(SMOKE)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

@@ -17,7 +17,7 @@ from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, S
 # Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. Before
 # the first parallel operation, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

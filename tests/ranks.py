@@ -25,7 +25,7 @@ def run_ranks(script: Path, ranks: int, folder: Path, **environment: str) -> Non
     processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(ranks)]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=180)
+            output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, output
     finally:
         for process in processes:

@@ -106,7 +106,7 @@ def test_training_on_two_ranks(user_folder: Path) -> None:
     _, *args = shlex.split(line)
     done = subprocess.run(
         [sys.executable, "-m", "lightning_vfs", *args, *SMALLER, "--data.image_size=16"],
-        cwd=user_folder, capture_output=True, text=True, timeout=300,
+        cwd=user_folder, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (user_folder / "runs" / "glyphs" / "version_0" / "checkpoints" / "last.ckpt").is_file()

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lightning_vfs.core.errors import DataError
-from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.images import ClassImages, map_images
 
 
 class DamagedCacheWarning(UserWarning):
@@ -73,11 +73,10 @@ def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassIm
 
 
 def _read(path: Path) -> ClassImages:
-    # safetensors maps the file privately: pages are read when they are used, shared between processes, and nothing
-    # that is written to the tensor reaches the file.
+    # safetensors maps the file privately: nothing that is written to the tensor reaches the file.
     with safe_open(path, framework="pt") as file:
-        class_names = json.loads(file.metadata()["class_names"])
-        return ClassImages(file.get_tensor("images"), class_names, file.get_tensor("labels").numpy())
+        class_names, labels = json.loads(file.metadata()["class_names"]), file.get_tensor("labels").numpy()
+    return ClassImages(map_images(path), class_names, labels, mapped=path)
 
 
 def _write(path: Path, images: ClassImages) -> None:

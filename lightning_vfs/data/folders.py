@@ -71,7 +71,7 @@ class FolderSets(SetDataModule):
             return ClassImages(pixels, [found.name for found in classes], labels)
 
         cached = cached_images(self.cache_dir, "folders", content_key(content), build)
-        everything = ClassImages(cached.images, cached.class_names, cached.labels, files)
+        everything = ClassImages(cached.images, cached.class_names, cached.labels, files, cached.mapped)
         splits = {split for found in classes if (split := found.split)}
         if not splits:
             return everything

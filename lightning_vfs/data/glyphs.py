@@ -72,7 +72,7 @@ class GlyphSets(SetDataModule):
         images = cached_images(self.cache_dir, "glyphs", key, lambda: _render_all(paths, self.image_size))
         if self.channels == 1:
             return images
-        return ClassImages(images.images.expand(-1, 3, -1, -1), images.class_names, images.labels)
+        return ClassImages(images.images.expand(-1, 3, -1, -1), images.class_names, images.labels, mapped=images.mapped)
 
 
 def _font_files() -> dict[str, Path]:
@@ -93,7 +93,9 @@ def _render_all(paths: Mapping[str, Path], image_size: int) -> ClassImages:
     outlines = _outlines(paths)
     characters = _distinct_characters(outlines)
     em = round(_EM * _SUPERSAMPLING * image_size)
-    fonts = {face: ImageFont.truetype(path, em, layout_engine=ImageFont.Layout.BASIC) for face, path in paths.items()}
+    fonts = {
+        face: ImageFont.truetype(str(path), em, layout_engine=ImageFont.Layout.BASIC) for face, path in paths.items()
+    }
     drawn = [
         (label, _render(fonts[face], character, image_size))
         for label, character in enumerate(characters)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from safetensors import safe_open
 
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.data.draws import distinct
@@ -16,6 +19,12 @@ from lightning_vfs.data.draws import distinct
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
     """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1."""
     return images.float().div_(127.5).sub_(1)
+
+
+def map_images(path: Path) -> torch.Tensor:
+    """The tensor `images` of a safetensors file: pages are read when they are used, and shared between processes."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("images")
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,13 @@ class ClassImages:
         class_names: name of every class.
         labels: int64 (N,), index into `class_names` of every image, in ascending order.
         files: path of every image, for people; None where images are no files.
+        mapped: safetensors file whose tensor `images` the images are, or are expanded from. When pickled, as for
+            workers that are not forked, they are mapped from it again instead of copied.
 
     Attributes:
         class_names: name of every class.
         labels: int64 (N,), class of every image, in ascending order.
+        mapped: as given.
         counts: int64 (classes,), images of every class.
         offsets: int64 (classes,), index of the first image of every class.
 
@@ -63,6 +75,7 @@ class ClassImages:
         class_names: Sequence[str],
         labels: ArrayLike,
         files: Sequence[str] | None = None,
+        mapped: Path | None = None,
     ) -> None:
         labels = np.asarray(labels, dtype=np.int64)
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -75,6 +88,7 @@ class ClassImages:
             raise DataError(f"files must be one path per image, {len(images)}; got {len(files)}.")
         self._stored = images
         self._files = files
+        self.mapped = mapped
         self._rows: np.ndarray | None = None
         self._set_classes(class_names, labels)
 
@@ -83,6 +97,14 @@ class ClassImages:
         self.labels = labels
         self.counts = np.bincount(labels, minlength=len(class_names))
         self.offsets = np.cumsum(self.counts) - self.counts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({} if self.mapped is None else {"_stored": self._stored.shape})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.mapped is not None:
+            self._stored = map_images(self.mapped).expand(state["_stored"])
 
     def __len__(self) -> int:
         """Number of images."""
@@ -108,6 +130,7 @@ class ClassImages:
         selected = object.__new__(ClassImages)
         selected._stored = self._stored
         selected._files = self._files
+        selected.mapped = self.mapped
         selected._rows = rows if self._rows is None else self._rows[rows]
         selected._set_classes([self.class_names[i] for i in classes], labels)
         return selected

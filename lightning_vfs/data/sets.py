@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -163,7 +164,9 @@ class _PlannedSets(Dataset[SetBatch]):
 
 def _obey_the_run_alone(worker: int) -> None:
     """SLURM, and whoever ends a whole process group, signal workers too; a run that is told to end still needs them."""
-    run, signals = os.getppid(), {signal.SIGTERM, signal.SIGUSR1}
+    parent = multiprocessing.parent_process()  # the run's, where os.getppid() may be a fork server's
+    assert parent is not None
+    run, signals = parent.pid, {signal.SIGTERM, signal.SIGUSR1}
 
     def wait() -> None:
         while signal.sigwaitinfo(signals).si_pid != run:

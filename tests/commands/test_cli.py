@@ -23,7 +23,7 @@ from lightning_vfs.core import StaleSetSizeWarning
 def command(*args: object) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     arguments = [sys.executable, "-m", "lightning_vfs", *map(str, args)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=600)
 
 
 def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:

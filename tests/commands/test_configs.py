@@ -192,7 +192,7 @@ def test_torchrun_trains_and_the_same_command_goes_on(config_file: Path, tmp_pat
     cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     for version, (steps, says) in enumerate([(2, "the run begins afresh"), (4, "version_0/checkpoints/last.ckpt")]):
         script = [SCALE / "torchrun.sh", *arguments, *cpu, f"--trainer.max_steps={steps}"]
-        run = subprocess.run(script, env=env, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300)
+        run = subprocess.run(script, env=env, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, run.stderr
         assert says in run.stderr
         last = tmp_path / f"tiny/version_{version}/checkpoints/last.ckpt"

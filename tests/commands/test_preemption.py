@@ -80,7 +80,7 @@ def test_sigterm(run, straight: Path, tmp_path: Path, where: str, at: int, step:
 
 def test_the_process_exits_with_143(run, tmp_path: Path) -> None:
     command = [*FIT, *run("cut")[1:], interrupted(tmp_path, 7, "SIGTERM")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 143, done.stderr
     assert "Traceback" not in done.stderr
     assert step_of(tmp_path / "cut/version_0") == 5
@@ -148,7 +148,7 @@ DDP = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.sets_per_epoch=2
 
 def fit(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*FIT, *arguments[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, start_new_session=True
+        [*FIT, *arguments[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, start_new_session=True
     )
 
 

@@ -50,7 +50,7 @@ def runs(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     assert main([*fit, f"--trainer.logger.init_args.save_dir={one}", "--data.batch_size=4"]) == 0
     flags = [f"--trainer.logger.init_args.save_dir={two}", "--data.batch_size=2", "--trainer.devices=2"]
     command = [sys.executable, "-m", "lightning_vfs", *fit, *flags, "--trainer.strategy=ddp"]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     (two / "printed.txt").write_text(done.stdout + done.stderr)
     return one, two

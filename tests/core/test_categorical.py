@@ -7,6 +7,8 @@ import pytest
 
 from lightning_vfs.core.categorical import gumbel_softmax, log_softmax, most_likely, uniform_kl_bits
 
+pytestmark = pytest.mark.numeric
+
 
 def test_kl_to_uniform_codes_in_bits() -> None:
     even, sure, half = np.zeros(4), np.array([100.0, 0, 0, 0]), np.log(np.array([0.5, 0.5, 1e-30, 1e-30]))

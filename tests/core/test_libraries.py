@@ -17,6 +17,9 @@ from lightning_vfs import core
 from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, categorical, gaussian, guided, patches, sample, sets
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.likelihood import bits_per_dim, prior_bits_per_dim
+from tests.numerics import relative
+
+pytestmark = pytest.mark.numeric
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax", reason="install the extra `jax`")
@@ -210,7 +213,7 @@ def test_values_are_those_of_numpy(run: str, case: Case) -> None:
     actual = as_tuple(RUNS[run](case.function)(*case.arrays))
     for a, e in zip(actual, expected, strict=True):
         assert is_torch_array(a) if run == "torch" else is_jax_array(a)
-        close(a, e, 1e-6)
+        close(a, e, relative(16))
 
 
 @each_case(np.float64)
@@ -246,4 +249,4 @@ def scan(body: Callable[[Any, Any], Any], steps: Sequence[int], x: Any) -> Any:
 )
 def test_sampling_with_one_compiled_step_is_sampling(sampler: str, eta: float, kept: tuple[int, ...]) -> None:
     drawn = functools.partial(draw, GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept), sampler, eta)
-    close(jax.jit(functools.partial(drawn, loop=scan))(NOISE, STEP_NOISES), drawn(NOISE, STEP_NOISES), 1e-6)
+    close(jax.jit(functools.partial(drawn, loop=scan))(NOISE, STEP_NOISES), drawn(NOISE, STEP_NOISES), relative(16))

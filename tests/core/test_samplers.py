@@ -21,9 +21,13 @@ from lightning_vfs.core import (
     guided,
     sample,
 )
+from tests.numerics import rounding
 
 # numpy's, of what diffusers asks of it
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 # -- diffusers -------------------------------------------------------------------------------------------------------
 
@@ -260,7 +264,7 @@ def test_guided_is_its_formula_and_leaves_the_variance_alone(array, channels: in
         expected = CONDITIONAL.astype(np.float64)
         c, u = CONDITIONAL[:, :channels], UNCONDITIONAL[:, :channels]
         expected[:, :channels] = u + float(scale) * (c.astype(np.float64) - u)
-        np.testing.assert_allclose(np.asarray(output), expected, atol=2e-6)
+        np.testing.assert_allclose(np.asarray(output), expected, **rounding(2, np.abs(expected).max()))
         np.testing.assert_array_equal(np.asarray(output)[:, channels:], CONDITIONAL[:, channels:])
     np.testing.assert_array_equal(np.asarray(guided(conditional, unconditional, 1.0, channels)), CONDITIONAL)
     assert type(output) is type(conditional) and array_namespace(output) is array_namespace(conditional)

@@ -9,6 +9,8 @@ import pytest
 
 from lightning_vfs.core import ConfigError, DiffusionConfig, betas_for, respaced_timesteps
 
+pytestmark = pytest.mark.numeric
+
 
 def test_linear_schedule_of_a_thousand_steps_is_ddpms() -> None:
     betas = betas_for("linear", 1000)

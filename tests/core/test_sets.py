@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from lightning_vfs.core import complete, leave_one_out, stack_patches, subsample, unpatchify
 from lightning_vfs.core.sets import keep_first, pool_tokens, set_mean
+from tests.numerics import rounding
+
+pytestmark = pytest.mark.numeric
 
 X = np.random.default_rng(0).normal(size=(2, 4, 3, 8, 8)).astype(np.float32)
 
@@ -58,14 +62,16 @@ def test_all_but_the_first_images_become_zero(array) -> None:
 
 
 def test_the_mean_over_a_set_is_of_its_first_members(array) -> None:
-    np.testing.assert_allclose(np.asarray(set_mean(array(X))), X.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(np.asarray(set_mean(array(X))), X.mean(axis=1), **rounding(4, np.abs(X).max()))
     means = np.asarray(set_mean(array(X), array(np.array([1, 3]))))
-    np.testing.assert_allclose(means, np.stack([X[0, 0], X[1, :3].mean(axis=0)]), atol=1e-6)
+    np.testing.assert_allclose(means, np.stack([X[0, 0], X[1, :3].mean(axis=0)]), **rounding(4, np.abs(X).max()))
 
 
 def test_neighbouring_tokens_are_averaged(array) -> None:
     tokens = X.reshape(2, 12, -1)
     pooled = np.asarray(pool_tokens(array(tokens), 4))
     np.testing.assert_allclose(
-        pooled, np.stack([tokens[:, 3 * i : 3 * i + 3].mean(axis=1) for i in range(4)], 1), atol=1e-6
+        pooled,
+        np.stack([tokens[:, 3 * i : 3 * i + 3].mean(axis=1) for i in range(4)], 1),
+        **rounding(4, np.abs(X).max()),
     )

@@ -87,7 +87,7 @@ def test_nothing_is_cropped(glyphs: ClassImages) -> None:
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{FACES[0]}.ttf"
-    font = ImageFont.truetype(path, 51, layout_engine=ImageFont.Layout.BASIC)  # four times the size in the images
+    font = ImageFont.truetype(str(path), 51, layout_engine=ImageFont.Layout.BASIC)  # four times the size in the images
     for wanted in "aAgjQW$\u01fa\u1e0c\u0390\u1f0f\u222b":
         whole = Image.new("L", (300, 300))
         ImageDraw.Draw(whole).text((100, 100), wanted, fill=255, font=font)

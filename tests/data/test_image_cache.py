@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import warnings
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,20 @@ def test_mapped_images_can_be_used_without_a_warning_and_never_change_the_file(
         images.pixels([0, 1])
     images.images[:] = 0
     assert cached_images(tmp_path, "x", "key", never).bytes(4).unique().tolist() == [4]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_processes_map_the_file_again_in_place_of_a_copy(
+    tmp_path: Path, numbered: Callable[..., ClassImages], channels: int
+) -> None:
+    cached = cached_images(tmp_path, "x", "key", lambda: numbered([70, 0, 80], size=32))
+    images = cached.images.expand(-1, channels, -1, -1)
+    split = ClassImages(images, cached.class_names, cached.labels, mapped=cached.mapped).select([2, 0])
+    pickled = ForkingPickler.dumps(split)  # what starts a process that is not forked; it moves tensors to shared memory
+    assert len(pickled) < split.images.nbytes / 10 / channels
+    assert not split._stored.is_shared()
+    again = pickle.loads(pickled)
+    assert torch.equal(again.images, split.images) and again.class_names == split.class_names == ("c", "a")
 
 
 def test_another_key_is_another_file(tmp_path: Path, build: Callable[[], ClassImages]) -> None:

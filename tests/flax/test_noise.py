@@ -10,6 +10,9 @@ import torch
 
 from lightning_vfs.flax.noise import START, indexed_bits, indexed_normal, uint64
 from lightning_vfs.modules import noise as in_torch
+from tests.numerics import rounding
+
+pytestmark = pytest.mark.numeric
 
 INDEX = np.array([0, 1, 5, 2**31 - 1, 2**32, 2**40 + 3, -9, 2**63 - 1, -(2**63)])
 SEEDS = [0, 1, -5, 2**31, 2**32 - 1, 2**63 - 1, -(2**63), 2**64 - 1, 123456789012345]
@@ -42,7 +45,8 @@ def test_normals_are_those_of_torch_to_rounding() -> None:
         expected = in_torch.indexed_normal(torch.from_numpy(index).long(), (3, 8, 8), 5, stream)
         found = normals(stream)
         assert found.dtype == jnp.float32
-        np.testing.assert_allclose(found, expected.numpy(), atol=2e-6, rtol=0)
+        # Normals reach 5, and the angle of Box and Muller 2 pi.
+        np.testing.assert_allclose(found, expected.numpy(), **rounding(2 * 3, scale=5))
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])

@@ -17,6 +17,8 @@ from lightning_vfs.flax import FlaxVFSDDPM
 from lightning_vfs.interop import from_jax
 from tests.flax.compilation import quick_jit
 
+pytestmark = pytest.mark.numeric
+
 CASES = sorted((Path(__file__).parents[1] / "reference").glob("*.safetensors"))
 
 

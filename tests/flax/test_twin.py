@@ -25,6 +25,8 @@ from tests.conftest import tiny_config
 from tests.flax.compilation import quick_jit
 from tests.flax.models import MODELS, MORE_MODELS, UNET, training_batch
 
+pytestmark = pytest.mark.numeric
+
 
 def twin_of(model: VFSDDPM) -> FlaxVFSDDPM:
     """The twin of a torch model; the weights come back to the bit."""

@@ -7,11 +7,14 @@ import torch
 
 from lightning_vfs.core import GaussianDiffusion, standard_gaussian_kl_bits
 from lightning_vfs.interop import from_jax
+from tests.numerics import JAX_REFERENCE
 
 from .conftest import CASES, load_case
 
+pytestmark = pytest.mark.numeric
+
 NAMES = sorted(path.stem for path in CASES.glob("*.safetensors"))
-TOLERANCE = {"atol": 2e-5, "rtol": 0}
+TOLERANCE = JAX_REFERENCE
 
 
 @pytest.mark.parametrize("name", NAMES)

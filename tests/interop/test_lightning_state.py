@@ -16,6 +16,8 @@ from lightning_vfs.interop.lightning_state import read_lightning, write_lightnin
 from lightning_vfs.interop.training_state import TrainingState
 from lightning_vfs.modules.optimizer import OptimizerConfig, build_adamw
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def state(orbax_folder: Callable[..., Path]) -> TrainingState:

@@ -9,6 +9,8 @@ import torch
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.metrics import FewShotAccuracy
 
+pytestmark = pytest.mark.numeric
+
 
 def clusters(classes=30, per_class=8, spread=0.1, seed=0):
     """Features around a centre for each class, and labels."""

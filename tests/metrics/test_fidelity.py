@@ -20,6 +20,8 @@ from lightning_vfs.metrics import (
     check_enough,
 )
 
+pytestmark = pytest.mark.numeric
+
 FEW = {"kid_subset_size": 4, "isc_splits": 2}
 """Options with which a handful of images is enough."""
 

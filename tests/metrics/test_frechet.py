@@ -9,6 +9,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from lightning_vfs.metrics import frechet_distance
 from lightning_vfs.metrics.frechet import is_low_rank
 
+pytestmark = pytest.mark.numeric
+
 
 def gaussian_sample(num, mean, deviation, seed):
     """Rows whose sample mean and covariance are exactly `mean` and diag(deviation^2)."""

@@ -13,6 +13,8 @@ from torchvision.transforms.functional import gaussian_blur
 from lightning_vfs.data.glyphs import GlyphSets
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures, frechet_distance, glyph_cnn
 
+pytestmark = pytest.mark.numeric
+
 WEIGHTS = Path(glyph_cnn.__file__).with_name("glyph_cnn.safetensors")
 
 

@@ -23,6 +23,9 @@ from lightning_vfs.modules import latent
 from lightning_vfs.modules.latent import CONFIG, WEIGHTS, Autoencoder
 from tests.conftest import tiny_config
 from tests.modules.autoencoder import SCALE, save_autoencoder
+from tests.numerics import NETWORK, rounding
+
+pytestmark = pytest.mark.numeric
 
 SHIFT = 0.25
 
@@ -46,7 +49,7 @@ def latents(count: int = 3) -> Tensor:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, atol=2e-6)
+    return a.shape == b.shape and torch.allclose(a, b, **rounding(NETWORK))
 
 
 def refusal(kind: type[Exception], config: LatentConfig, channels: int = 3) -> str:

@@ -13,6 +13,8 @@ from lightning_vfs.core import ConfigError, SetSizeMismatchError, betas_for
 from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
 from lightning_vfs.modules.noise import indexed_normal
 
+pytestmark = pytest.mark.numeric
+
 GENERATOR = torch.Generator().manual_seed(0)
 X_0 = torch.randint(0, 256, (5, 3, 8, 8), generator=GENERATOR) / 127.5 - 1
 SUPPORT = torch.randint(0, 256, (5, 4, 3, 8, 8), generator=GENERATOR) / 127.5 - 1

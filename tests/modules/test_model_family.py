@@ -86,7 +86,7 @@ def test_no_row_has_unused_parameters_under_ddp(autoencoder: Path, tmp_path: Pat
         )
         for rank in range(2)
     ]
-    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
     told = [(tmp_path / f"rank{rank}.txt").read_text().splitlines() for rank in range(2)]
     assert len(told[0]) == len(CASES)

@@ -10,6 +10,8 @@ from lightning_vfs.core import VFSConfig, stack_patches
 from lightning_vfs.modules import LSA, SPT, DiT, SetEncoder, ViTEncoder
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.numeric
+
 
 def test_spt_is_layer_norm_and_projection_of_stacked_patches() -> None:
     spt = SPT(patch_dim=72, patch_size=2, dim=5)

@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_vfs.core import CheckpointError
 from lightning_vfs.modules.timestep_sampling import LossSecondMoment
 
+pytestmark = pytest.mark.numeric
+
 T = 7
 
 

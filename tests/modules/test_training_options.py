@@ -82,7 +82,7 @@ def test_a_resumed_run_draws_timesteps_as_one_that_was_not_stopped(tmp_path: Pat
 def test_two_ranks_learn_the_same_losses_as_one_process(tmp_path: Path) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.getcwd())
     command = [sys.executable, "-m", "tests.modules.sampler_ranks", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in ranks[0].items():

@@ -16,6 +16,8 @@ from lightning_vfs.modules.unet import UNet, UNetEncoder
 from lightning_vfs.modules.unet_blocks import group_norm
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {"architecture": "unet", "channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "heads": 2}
 """One block per level at 8 and 4 pixels, attention in the middle alone."""
 

@@ -18,6 +18,9 @@ from lightning_vfs.core import ConfigError, StaleSetSizeWarning
 from lightning_vfs.data import FolderSets
 from lightning_vfs.modules import OptimizerConfig
 from tests.conftest import tiny_config
+from tests.numerics import NETWORK, rounding
+
+pytestmark = pytest.mark.numeric
 
 X_SET = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
@@ -85,18 +88,19 @@ def test_an_encoder_that_sees_time_sees_it_at_every_sampling_step(tiny_model) ->
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_images_depend_on_seed_and_index_and_on_nothing_else(tiny_model, sampler: str) -> None:
-    model = tiny_model()
+    model = tiny_model(diffusion={"prediction": "v"})  # rounding is not magnified as with eps: sampling_gain
     support = X_SET[:, :5]
     images = model.sample(support, num_images=4, steps=4, sampler=sampler, seed=3)
     assert images.shape == (2, 4, 3, 8, 8) and images.abs().max() <= 1
     torch.manual_seed(99)
     again = model.sample(support, num_images=4, steps=4, sampler=sampler, seed=3, batch_size=3)
-    torch.testing.assert_close(again, images, atol=1e-4, rtol=0)
+    bound = rounding(4 * NETWORK)
+    torch.testing.assert_close(again, images, **bound)
     one = model.generate(support[1:], torch.tensor([6]), steps=4, sampler=sampler, seed=3)
-    torch.testing.assert_close(one[0], images[1, 2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(one[0], images[1, 2], **bound)
     assert (model.sample(support, 4, steps=4, sampler=sampler, seed=4) - images).abs().max() > 1e-2
     alone = model.sample(support[0], 4, steps=4, sampler=sampler, seed=3)
-    torch.testing.assert_close(alone, images[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(alone, images[0], **bound)
 
 
 def test_a_support_is_encoded_once_and_training_mode_is_kept(tiny_model) -> None:
@@ -383,7 +387,7 @@ def test_two_ranks_stop_with_the_same_error_when_one_sees_the_mismatch(tmp_path:
     root = Path(__file__).parents[2]
     script = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(tmp_path)]
     done = subprocess.run(
-        script, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(root)}
+        script, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": str(root)}
     )
     assert done.returncode != 0
     said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
