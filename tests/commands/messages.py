@@ -12,7 +12,7 @@ OURS = (
     r"Training: \d+/\d+ steps \(\d+%\), [\d:]+, [\d:]+ left, .*",
     r"Trained to step \d+\. Log: .*",
     r"Record of the evaluation: .*fid\.json",
-    r"\d+ generated images a split: .*",
+    r"\d+ generated images a split, (averaged |raw )?weights of step \d+: .*",
     r"Pictures, support and generated image of every test set: .*predictions",
     r"\d+ images and grid\.png of \d+ support images: .*",
     r".*: model\.safetensors and config\.json, averaged weights of step \d+",
