@@ -188,11 +188,13 @@ def test_every_array_library_gives_the_same(array) -> None:
 
     bound = toy_bound(linear(variance="learned_range"), array(X_0), noise)
     assert sorted(asked) == list(range(len(KEPT)))
-    # An eps is had from x_0 by a division by sqrt(1 - alpha_bar), small at the first step, and its square is doubled.
-    gain = 2 / np.sqrt(1 - alpha_bar_of()[0])
-    for actual, expected in zip(bound, calc_bpd_loop(X_0, KEPT, "learned_range", True), strict=True):
+    # The terms are squares over a variance, (1 - alpha_bar) at its smallest, and the total is the sum of all steps'.
+    expected = calc_bpd_loop(X_0, KEPT, "learned_range", True)
+    scale = max(float(np.abs(value).max()) for value in expected)
+    tolerances = rounding(8 * len(KEPT), scale, gain=2 / np.sqrt(1 - alpha_bar_of()[0]))
+    for actual, value in zip(bound, expected, strict=True):
         assert type(actual) is type(array(X_0)) and np.asarray(actual).dtype == np.float32
-        close(actual, expected, **rounding(8, scale=np.abs(X_0).max(), gain=gain))
+        close(actual, value, **tolerances)
 
 
 def test_the_bound_of_a_respaced_process_is_that_of_its_own_steps() -> None:

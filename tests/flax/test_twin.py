@@ -25,8 +25,6 @@ from tests.conftest import tiny_config
 from tests.flax.compilation import quick_jit
 from tests.flax.models import MODELS, MORE_MODELS, UNET, training_batch
 
-pytestmark = pytest.mark.numeric
-
 
 def twin_of(model: VFSDDPM) -> FlaxVFSDDPM:
     """The twin of a torch model; the weights come back to the bit."""
@@ -87,6 +85,7 @@ def test_context_denoiser_loss_and_gradients_are_those_of_torch(tiny_model, name
         np.testing.assert_allclose(leaves[path], leaf, atol=2e-5 * max(scale, 1), rtol=2e-4, err_msg=path)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", MORE_MODELS)
 def test_context_denoiser_and_loss_are_those_of_torch(tiny_model, name: str) -> None:
     model = tiny_model(3, **MORE_MODELS[name])

@@ -13,8 +13,6 @@ from lightning_vfs.modules.dropout import Dropout
 from lightning_vfs.modules.noise import sample_keys
 from tests.conftest import tiny_config
 
-pytestmark = pytest.mark.numeric
-
 KEYS = sample_keys(torch.arange(4096), 1, seed=3)[:, 0]
 UNET = {
     "architecture": "unet",

@@ -25,8 +25,6 @@ from tests.conftest import tiny_config
 from tests.modules.autoencoder import SCALE, save_autoencoder
 from tests.numerics import NETWORK, rounding
 
-pytestmark = pytest.mark.numeric
-
 SHIFT = 0.25
 
 
@@ -89,6 +87,7 @@ def test_an_autoencoder_of_grey_images_takes_them_as_they_are(tmp_path: Path) ->
     assert autoencoder.decode(latents()).shape == (3, 1, 8, 8)
 
 
+@pytest.mark.numeric
 def test_chunks_do_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = Autoencoder(config(folder), channels=3)
     encoded, decoded = autoencoder.encode(images(5)), autoencoder.decode(latents(5))

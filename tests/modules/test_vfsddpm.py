@@ -20,8 +20,6 @@ from lightning_vfs.modules import OptimizerConfig
 from tests.conftest import tiny_config
 from tests.numerics import NETWORK, rounding
 
-pytestmark = pytest.mark.numeric
-
 X_SET = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
 
@@ -86,6 +84,7 @@ def test_an_encoder_that_sees_time_sees_it_at_every_sampling_step(tiny_model) ->
 # -- generation ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_images_depend_on_seed_and_index_and_on_nothing_else(tiny_model, sampler: str) -> None:
     model = tiny_model(diffusion={"prediction": "v"})  # rounding is not magnified as with eps: sampling_gain
