@@ -1,8 +1,8 @@
 """What a training step hands to the device, and how often the host reads a tensor: tables of docs/scaling.md.
 
 Operations are counted by a dispatch mode, in a real step of each configuration at full size with one set, views apart;
-an operation on a list of tensors counts once. The average by Lightning's EMAWeightAveraging is counted beside ours, on the
-same model. Reads of tensors on the host are counted in a run with the command line's callbacks on two ranks.
+one on a list of tensors counts once. The average by Lightning's EMAWeightAveraging is counted beside ours. Reads of
+tensors on the host are counted in a run with the command line's callbacks on two ranks.
 
     python scripts/step_counts.py [--write]
 """
@@ -147,6 +147,7 @@ def rank(number: int, folder: Path) -> None:
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_steps=STEPS, log_every_n_steps=EVERY, gradient_clip_val=1.0,
         num_sanity_val_steps=0, use_distributed_sampler=False, logger=CSVLogger(folder),
+        enable_model_summary=False,
         callbacks=[
             Steps(reads), RunProgressBar(), EMACallback(), ModelCheckpoint(folder, every_n_train_steps=1000),
             LearningRateMonitor(), ThroughputCallback(), PreemptionCheckpoint(),

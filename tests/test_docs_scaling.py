@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -51,6 +52,17 @@ def test_the_flags_that_it_names_exist(monkeypatch: pytest.MonkeyPatch, capsys: 
         for name in names:
             assert name in part, flag
             part = part[name]
+
+
+def test_a_step_between_logged_ones_reads_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the script that counts them, with the callbacks of the command line on two ranks."""
+    spec = importlib.util.spec_from_file_location("step_counts", ROOT / "scripts" / "step_counts.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    reads = script.reads_of_two_ranks()
+    assert len(reads) == script.STEPS
+    assert [step for step, count in reads.items() if count] == [script.EVERY, 2 * script.EVERY]
 
 
 @pytest.mark.slow

@@ -68,14 +68,14 @@ class PreemptionCheckpoint(Callback):
             )
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._listen()
+        self._listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
-        self._listen()
+        self._listen(trainer)
         begin_next_epoch(trainer.fit_loop)
 
-    def _listen(self) -> None:
+    def _listen(self, trainer: pl.Trainer) -> None:
         """In place of Lightning's handlers, which act at once; it takes care to restore those that were before."""
         if threading.current_thread() is not threading.main_thread():
             rank_zero_warn("PreemptionCheckpoint hears no signals: Python gives them to the main thread alone.")
@@ -83,6 +83,9 @@ class PreemptionCheckpoint(Callback):
         for signum in (signal.SIGTERM, self._requeue_signal):
             if signum is not None:
                 signal.signal(signum, self._note)
+        # Before every batch Lightning tells all ranks whether rank 0 had a SIGTERM, and waits for the device for it. Its
+        # handler no longer gets one, so there is nothing to tell.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._signal is None:
