@@ -83,8 +83,8 @@ class PreemptionCheckpoint(Callback):
         for signum in (signal.SIGTERM, self._requeue_signal):
             if signum is not None:
                 signal.signal(signum, self._note)
-        # Before every batch Lightning tells all ranks whether rank 0 had a SIGTERM, and waits for the device for it. Its
-        # handler no longer gets one, so there is nothing to tell.
+        # Before every batch Lightning tells all ranks whether rank 0 had a SIGTERM, for which they wait for the device.
+        # Its handler no longer gets one, so there is nothing to tell.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _note(self, signum: int, frame: Any) -> None:
