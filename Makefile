@@ -46,8 +46,13 @@ test-isa-avx2: export OPENBLAS_CORETYPE = Haswell
 test-isa-avx2: export XLA_FLAGS = --xla_cpu_max_isa=AVX2
 test-isa-avx2: export OMP_NUM_THREADS = 2
 
+ifeq ($(shell uname -m),x86_64)
 test-isa-%: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "numeric and not slow and not gpu"
+else
+test-isa-%:
+	@echo "$@: only an x86-64 processor can be made to behave like another; left out on $(shell uname -m)."
+endif
 
 # The lowest versions that setup.cfg allows. They are for Python 3.11.
 $(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt

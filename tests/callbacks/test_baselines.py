@@ -106,7 +106,7 @@ def test_an_unconditional_model_is_evaluated_on_both_splits(trainer, baseline, d
         assert run.callback_metrics[ACCURACY.replace("/in", f"/{split}")].item() == pytest.approx(1 / 5, abs=0.12)
         assert run.callback_metrics[f"vlb/{split}"].item() > 0
     with Image.open(tmp_path / "samples" / "test.png") as picture:
-        assert picture.size == (4 * 52 + 4, 3 * 52 + 4), "rows of generated images alone"
+        assert picture.size == (4 * 52 + 4, 3 * 52 + 4 + 18), "rows of generated images alone, and a caption"
         rows = np.asarray(picture)
         assert not np.array_equal(rows[2:54], rows[54:106]), "every image has noise of its own"
 
@@ -142,7 +142,9 @@ def test_rows_of_a_class_conditional_model_are_its_training_classes(trainer, nam
     with Image.open(tmp_path / "samples" / "validate.png") as picture:
         pixels = np.asarray(picture).astype(float)[..., 0]
     tile = 48 + 4
-    assert pixels.shape == (3 * tile + 4, 7 * tile + 16 + 4), "3 real images, a line, 4 generated ones"
+    assert pixels.shape == (3 * tile + 4 + 18, 7 * tile + 16 + 4), (
+        "3 real images, a line, 4 generated ones, and a caption"
+    )
     for row in range(3):
         band = pixels[2 + row * tile + 2 :][:48]
         real, generated = band[:, 4 : 4 + 48], band[:, 2 + 3 * tile + 16 + 2 :][:, :48]
