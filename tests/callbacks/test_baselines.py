@@ -143,7 +143,7 @@ def test_rows_of_a_class_conditional_model_are_its_training_classes(trainer, nam
         pixels = np.asarray(picture).astype(float)[..., 0]
     tile = 48 + 4
     assert pixels.shape == (3 * tile + 4 + 18, 7 * tile + 16 + 4), (
-        "3 real images, a line, 4 generated ones, and a caption"
+        "3 real, a line, 4 generated; a caption"
     )
     for row in range(3):
         band = pixels[2 + row * tile + 2 :][:48]
