@@ -209,17 +209,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile the runs that do not clip")
-    parser.add_argument("--only", choices=[*CONFIGS, *SCALE], nargs="+", default=[*CONFIGS, *SCALE])
+    parser.add_argument("--only", choices=[*CONFIGS, *SCALE], nargs="*", default=[*CONFIGS, *SCALE])
     parser.add_argument("--precisions", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
-    parser.add_argument("--out", type=Path, help="JSON of all results")
+    parser.add_argument("--out", type=Path, help="JSON of all results; those that are in it are kept")
     parser.add_argument("--write", action="store_true", help="put the table into docs/scaling.md")
     args = parser.parse_args()
     found: dict[str, dict[str, dict[str, str]]] = {}
+    if args.out and args.out.is_file():
+        found = json.loads(args.out.read_text())
     trained = [precision for precision in args.precisions if precision != "16-true"]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.accelerator)
         for config in args.only:
-            row = found[config] = {}
+            row = found.setdefault(config, {})
             for i, precision in enumerate(args.precisions):
                 after = trained[(i + 1) % len(trained)]
                 row[precision] = {}
@@ -232,7 +234,7 @@ def main() -> None:
                     print(f"{config} {precision} {clipping} -> {after}: {result} ({seconds:.0f} s)", flush=True)
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
-    if set(args.precisions) == set(PRECISIONS):
+    if all(row.keys() == set(PRECISIONS) for row in found.values()):
         print(table(found))
     if args.write:
         page = PAGE.read_text()

@@ -142,9 +142,7 @@ def test_rows_of_a_class_conditional_model_are_its_training_classes(trainer, nam
     with Image.open(tmp_path / "samples" / "validate.png") as picture:
         pixels = np.asarray(picture).astype(float)[..., 0]
     tile = 48 + 4
-    assert pixels.shape == (3 * tile + 4 + 18, 7 * tile + 16 + 4), (
-        "3 real, a line, 4 generated; a caption"
-    )
+    assert pixels.shape == (3 * tile + 4 + 18, 7 * tile + 16 + 4), "3 real, a line, 4 generated; a caption"
     for row in range(3):
         band = pixels[2 + row * tile + 2 :][:48]
         real, generated = band[:, 4 : 4 + 48], band[:, 2 + 3 * tile + 16 + 2 :][:, :48]
