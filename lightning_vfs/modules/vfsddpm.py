@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -161,14 +162,21 @@ class VFSDDPM(ContractedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a weight is copied: as `ContractedModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
-        averaged = "averaging_state" in checkpoint
-        kind = ("raw " if self.takes_raw_weights else "averaged ") if averaged else ""
+        averaged, raw = "averaging_state" in checkpoint, self.takes_raw_weights or self._trains_without_average()
+        kind = ("raw " if raw else "averaged ") if averaged else ""
         self.origin = f"{kind}weights of step {checkpoint.get('global_step', 'unknown')}"
-        if averaged and self.takes_raw_weights:
+        if averaged and raw:
             checkpoint["state_dict"] = checkpoint["current_model_state"]
+            if is_sharded(self):  # Lightning has loaded the average already
+                self.load_state_dict(checkpoint["state_dict"])
         self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
+
+    def _trains_without_average(self) -> bool:
+        """Whether a run is about to go on that averages no weights, though the one before may have."""
+        trainer = self._trainer
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING and averaging_of(trainer) is None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside weights and classes: the losses that timesteps are drawn by, and the number of skipped steps.

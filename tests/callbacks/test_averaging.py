@@ -239,6 +239,25 @@ def test_checkpoints_of_lightnings_average_are_resumed(trainer, painter, data, t
     assert averaging.updates == 8
 
 
+def test_a_run_without_an_average_goes_on_with_the_weights(trainer, config, data, tmp_path):
+    before = VFSDDPM(config)
+    run = trainer(EMACallback(decay=0.9), max_epochs=1)
+    run.fit(before, datamodule=data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    raw = torch.load(tmp_path / "last.ckpt", weights_only=True)["current_model_state"]
+    after = VFSDDPM(config)
+    started = []
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            started.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    trainer(Start(), max_epochs=2).fit(after, datamodule=data(), ckpt_path=tmp_path / "last.ckpt")
+    assert all(torch.equal(started[0][name], value) for name, value in raw.items())
+    name = "denoiser.final.proj.weight"
+    assert not torch.equal(raw[name], before.state_dict()[name]), "the average is another"
+
+
 class Broken(Callback):
     def on_validation_epoch_end(self, trainer, pl_module):
         raise RuntimeError("no space left")
