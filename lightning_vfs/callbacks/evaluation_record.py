@@ -114,17 +114,18 @@ def _model(trainer: pl.Trainer, pl_module: Any) -> ModelRecord:
     state: Mapping[str, Any] = {}
     if checkpoint is not None:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if fitting:
-        averaged = averaging is not None and averaging.holds(pl_module)
+    trained_here = averaging is not None and averaging.holds(pl_module)
+    if checkpoint is None:
+        averaged = trained_here
     else:
         averaged = "averaging_state" in state and not getattr(pl_module, "takes_raw_weights", False)
     options: Mapping[str, Any] = state.get("callbacks", {}).get(EMACallback.__qualname__, {})
-    if fitting and averaging is not None:
+    if checkpoint is None and averaging is not None:
         options = averaging.state_dict()
     return ModelRecord(
         checkpoint=None if checkpoint is None else str(checkpoint),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint),
-        global_step=trainer.global_step if fitting else state.get("global_step"),
+        global_step=trainer.global_step if fitting or trained_here else state.get("global_step"),
         weights="averaged" if averaged else "raw",
         averaging_decay=options.get("decay"),
         averaging_warmup=options.get("warmup"),

@@ -85,7 +85,7 @@ class PreemptionCheckpoint(Callback):
                 signal.signal(signum, self._note)
         # Before every batch Lightning tells all ranks whether rank 0 had a SIGTERM, for which they wait for the device.
         # Its handler no longer gets one, so there is nothing to tell.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._signal is None:
@@ -135,6 +135,10 @@ class PreemptionCheckpoint(Callback):
             # With `save_on_exception` it would save again, after this batch was fetched: resuming would leave it out.
             remember_last_save(trainer, trainer.global_step)
             raise SystemExit(self._exit_status)
+
+
+def _nothing() -> None:
+    """A function that can be pickled, as a lambda cannot."""
 
 
 def _path(trainer: pl.Trainer) -> str:

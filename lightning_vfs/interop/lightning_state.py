@@ -116,7 +116,8 @@ def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
     numbers = [i for group in states[0].get("param_groups", ()) for i in group["params"]]
     of_parameter: dict[int, dict[str, Tensor]] = states[0]["state"]
-    if len(numbers) != len(ordered) or set(of_parameter) != set(numbers):
+    whole = all({"exp_avg", "exp_avg_sq"} <= set(state) for state in of_parameter.values())
+    if len(numbers) != len(ordered) or set(of_parameter) != set(numbers) or not whole:
         return None
     zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     moments = [

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_vfs.core.errors import ConfigError
@@ -65,17 +66,21 @@ class EMACallback(Callback):
         if trainer.global_step <= max(self._step, self.start_step):
             return
         self._step = trainer.global_step
-        trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
-        if not self.updates:
-            self._average = {name: at_least_float32(value).clone() for name, value in trained.items()}
-        else:
-            averages = [self._average[name] for name in trained]
-            weights: list[Tensor] = list(trained.values())
+        there = dict(pl_module.named_parameters())
+        if self.updates:
+            names = [name for name in self._average if name in there]
+            averages = [self._average[name] for name in names]
+            weights: list[Tensor] = [there[name] for name in names]
             if any(average.dtype != weight.dtype for average, weight in zip(averages, weights, strict=True)):
                 self._in_full = self._in_full or [torch.empty_like(average) for average in averages]
                 torch._foreach_copy_(self._in_full, weights)
                 weights = self._in_full
             get_ema_multi_avg_fn(self._decay())(averages, weights, self.updates)
+        # Of parameters that are trained from now on, the average begins here.
+        new = {name: value for name, value in there.items() if value.requires_grad and name not in self._average}
+        if new:
+            self._average |= {name: at_least_float32(value).clone() for name, value in new.items()}
+            self._in_full = []
         self.updates += 1
 
     def _decay(self) -> float:
@@ -122,9 +127,19 @@ class EMACallback(Callback):
             return
         if pl_module is not self._model:
             self._forget()
-        elif self._weights is not None:
+        elif self._weights is not None and self._is_in(pl_module):
             self._put_back(pl_module)
+        elif self._weights is not None:
+            self._forget()  # somebody has put other weights there
         self._model = pl_module
+
+    def _is_in(self, pl_module: pl.LightningModule) -> bool:
+        """Whether the model has the average, as this callback has left it."""
+        there = _tensors(pl_module)
+        return all(
+            isinstance(value, DTensor) or torch.equal(there[name].cpu(), value.to(there[name].dtype).cpu())
+            for name, value in self._average.items()
+        )
 
     def _forget(self) -> None:
         self.updates, self._step, self._validating = 0, 0, False
@@ -135,10 +150,14 @@ class EMACallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._follow(pl_module)
+        self._step = min(self._step, trainer.global_step)  # another trainer counts from 0
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if pl_module is self._model:
-            self._follow(pl_module)
+        if pl_module is not self._model:
+            return
+        self._follow(pl_module)
+        if stage == "fit" and self._weights is None and self.holds(pl_module):
+            self._put_average(pl_module)  # the fit had nothing to do
 
     def _follow(self, pl_module: pl.LightningModule) -> None:
         """Move to where the weights are, in the order of memory that they are in."""
@@ -157,11 +176,14 @@ class EMACallback(Callback):
         if self._validating:
             self._put_back(pl_module)
 
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.holds(pl_module):
+        if self._weights is None and self.holds(pl_module):
             self._put_average(pl_module)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -177,9 +199,11 @@ class EMACallback(Callback):
         """The average becomes the checkpoint's `state_dict`, wherever it is at the moment."""
         if not self.holds(pl_module):
             return
+        if self._weights is not None and not self._validating and not self._is_in(pl_module):
+            return  # after training somebody has put other weights there
         found = checkpoint["state_dict"]
-        checkpoint["state_dict"] = found | self._average
-        checkpoint["current_model_state"] = found | (self._weights or {})
+        checkpoint["state_dict"] = found | _by_all_names(self._average, pl_module)
+        checkpoint["current_model_state"] = found | _by_all_names(self._weights or {}, pl_module)
         # As Lightning's WeightAveraging has it.
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.updates)}
 
@@ -187,14 +211,18 @@ class EMACallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The trainer has given the model the checkpoint's average; to train on, it takes the weights."""
-        self._forget()
         if trainer.state.fn != TrainerFn.FITTING:
+            if pl_module is self._model:
+                self._forget()
             return
+        self._forget()
         self._model = pl_module
         if not int(checkpoint.get("averaging_state", {}).get("n_averaged", 0)):
             return
         updates = int(checkpoint["averaging_state"]["n_averaged"])
-        self.start_from(pl_module, checkpoint["state_dict"], updates, checkpoint["global_step"])
+        names = dict(pl_module.named_parameters())
+        average = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
+        self.start_from(pl_module, average, updates, checkpoint["global_step"])
         pl_module.load_state_dict(checkpoint["current_model_state"])
 
     def start_from(self, pl_module: pl.LightningModule, average: Mapping[str, Tensor], updates: int, step: int) -> None:
@@ -213,6 +241,17 @@ class EMACallback(Callback):
             for name, value in average.items()
             if there[name].is_floating_point()
         }
+
+
+def _by_all_names(values: dict[str, Tensor], pl_module: pl.LightningModule) -> dict[str, Tensor]:
+    """Values of parameters by every name that a state_dict has for them: tied ones have several."""
+    first = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+    others = {
+        name: values[first[id(parameter)]]
+        for name, parameter in pl_module.named_parameters(remove_duplicate=False)
+        if first[id(parameter)] in values
+    }
+    return values | others
 
 
 def _tensors(pl_module: pl.LightningModule) -> dict[str, Tensor]:

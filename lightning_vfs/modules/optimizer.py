@@ -115,7 +115,9 @@ def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
     def lay_out(optimizer: torch.optim.Optimizer) -> None:
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
-                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    continue
+                if value.stride() != parameter.stride():
                     state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
     optimizer.register_load_state_dict_pre_hook(own)
@@ -140,7 +142,11 @@ def skips_by_found_inf(optimizer: torch.optim.Optimizer) -> bool:
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """Euclidean norm of the gradients of all that an optimizer steps, (); replicated where they are sharded."""
-    norm = get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+    parameters = _parameters(optimizer)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=parameters[0].device)
+    norm = get_total_norm(gradients)
     return norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim) if isinstance(norm, DTensor) else norm
 
 

@@ -149,6 +149,9 @@ class VFSDDPM(ContractedModule):
         if stage == "fit":
             check_precision(self.trainer)
         self.use_device(strategy.root_device)
+        if self.trainer.precision == "64-true":
+            # Lightning would do so after a checkpoint is read, and lose what float32 cannot hold.
+            self.double()
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -162,7 +165,13 @@ class VFSDDPM(ContractedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a weight is copied: as `ContractedModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
-        averaged, raw = "averaging_state" in checkpoint, self.takes_raw_weights or self._trains_without_average()
+        averaged = "averaging_state" in checkpoint
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        raw = averaging_of(self.trainer) is None if fitting else self.takes_raw_weights
+        if averaged and fitting and raw:
+            rank_zero_warn(
+                "The checkpoint holds averaged weights; this run has no EMACallback, and trains the raw ones on."
+            )
         kind = ("raw " if raw else "averaged ") if averaged else ""
         self.origin = f"{kind}weights of step {checkpoint.get('global_step', 'unknown')}"
         if averaged and raw:
@@ -173,11 +182,6 @@ class VFSDDPM(ContractedModule):
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
 
-    def _trains_without_average(self) -> bool:
-        """Whether a run is about to go on that averages no weights, though the one before may have."""
-        trainer = self._trainer
-        return trainer is not None and trainer.state.fn == TrainerFn.FITTING and averaging_of(trainer) is None
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside weights and classes: the losses that timesteps are drawn by, and the number of skipped steps.
 
@@ -185,6 +189,10 @@ class VFSDDPM(ContractedModule):
             NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
         """
         self._guard.settle(self)
+        averaging = averaging_of(self.trainer)
+        if averaging is not None and "averaging_state" not in checkpoint:
+            # Lightning does not ask callbacks where weights alone are saved.
+            averaging.on_save_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
         if self._guard.skipped:
             checkpoint["skipped_steps"] = int(self._guard.skipped)
@@ -218,7 +226,7 @@ class VFSDDPM(ContractedModule):
             self.trainer.progress_bar_metrics["train/loss"] = float(self.trainer.callback_metrics["train/loss"])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """A step that is not finite changes no weight. A subclass with its own such hook calls this one.
+        """A step that is not finite changes no weight. A subclass with its own such hook calls this one at its end.
 
         Raises:
             NonFiniteLossError: its loss or its gradients are not finite, and `skip_nonfinite` is false. On a GPU this
@@ -355,7 +363,7 @@ class VFSDDPM(ContractedModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
         decay_steps = config.decay_steps or self.trainer.estimated_stepping_batches
-        if decay_steps == float("inf"):
+        if not 0 < decay_steps < float("inf"):
             raise ConfigError(
                 "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.optimizer.decay_steps."
@@ -373,9 +381,11 @@ class VFSDDPM(ContractedModule):
 
     def on_train_start(self) -> None:
         """After a checkpoint is restored: the optimizer goes on with this model's settings, not the checkpoint's."""
-        if type(self).configure_optimizers is VFSDDPM.configure_optimizers:
-            optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-            apply_settings(cast(AdamW, optimizer), cast(LambdaLR, scheduler), self.optimizer_config)
+        self.origin = None
+        scheduler = self.lr_schedulers()
+        # A learning rate finder has a schedule of its own.
+        if type(self).configure_optimizers is VFSDDPM.configure_optimizers and isinstance(scheduler, LambdaLR):
+            apply_settings(cast(AdamW, self.optimizers(use_pl_optimizer=False)), scheduler, self.optimizer_config)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """The averaged weights are evaluated: whatever the order of callbacks, in every hook, but never before they exist."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
@@ -256,6 +258,92 @@ def test_a_run_without_an_average_goes_on_with_the_weights(trainer, config, data
     assert all(torch.equal(started[0][name], value) for name, value in raw.items())
     name = "denoiser.final.proj.weight"
     assert not torch.equal(raw[name], before.state_dict()[name]), "the average is another"
+
+
+def test_a_callback_that_goes_to_another_trainer_averages_there_too(trainer, painter, data):
+    model, averaging = painter(), ema()
+    trainer(averaging).fit(model, datamodule=data())
+    trainer(averaging, max_epochs=1).fit(model, datamodule=data())
+    levels = [AFTER_STEP[-1] - 0.1 * step for step in range(1, 5)]
+    assert model.level.item() == pytest.approx(average([average(AFTER_STEP), *levels]))
+
+
+def test_a_fit_that_has_nothing_to_do_leaves_the_average(trainer, painter, data, tmp_path):
+    model = painter()
+    run = trainer(ema())
+    run.fit(model, datamodule=data())
+    run.fit(model, datamodule=data())
+    assert model.level.item() == pytest.approx(average(AFTER_STEP))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = painter()
+    trainer(ema()).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert resumed.level.item() == pytest.approx(average(AFTER_STEP))
+
+
+def test_a_checkpoint_of_weights_alone_has_the_average(trainer, config, data, tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="{step}", save_weights_only=True, every_n_train_steps=4)
+    model = VFSDDPM(config)
+    trainer(EMACallback(decay=0.9), saving, enable_checkpointing=True, max_epochs=1).fit(model, datamodule=data())
+    saved = torch.load(tmp_path / "step=4.ckpt", weights_only=True)
+    name = "denoiser.final.proj.weight"
+    assert torch.equal(saved["state_dict"][name], model.state_dict()[name])
+    assert not torch.equal(saved["current_model_state"][name], saved["state_dict"][name])
+
+
+def test_what_is_tested_after_training_is_recorded_as_what_it_is(trainer, config, data, tiny, tmp_path):
+    model = VFSDDPM(config)
+    run = trainer(EMACallback(decay=0.9), evaluate_every(tiny, every_n_epochs=None, record=tmp_path / "fid.json"))
+    run.fit(model, datamodule=data())
+    run.test(model, datamodule=data(), verbose=False)
+    record = json.loads((tmp_path / "fid.json").read_text())["model"]
+    found = [record[name] for name in ("weights", "global_step", "averaging_decay", "averaging_warmup")]
+    assert found == ["averaged", 8, 0.9, True]
+
+
+def test_the_weights_outlive_the_test_of_another_models_checkpoint(trainer, painter, data, tmp_path):
+    model, other = painter(), painter()
+    run = trainer(ema(), max_epochs=1)
+    run.fit(model, datamodule=data())
+    run.save_checkpoint(tmp_path / "other.ckpt")
+    run.test(other, datamodule=data(), ckpt_path=tmp_path / "other.ckpt", weights_only=True, verbose=False)
+    run.fit_loop.max_epochs = 2
+    run.fit(model, datamodule=data())
+    assert model.path == pytest.approx([1.0, *AFTER_STEP[:7]])
+
+
+def test_weights_that_are_put_in_after_training_are_kept(trainer, painter, data, tmp_path):
+    model = painter()
+    run = trainer(ema(), max_epochs=1)
+    run.fit(model, datamodule=data())
+    model.level.data.fill_(5.0)
+    run.save_checkpoint(tmp_path / "mine.ckpt")
+    assert torch.load(tmp_path / "mine.ckpt", weights_only=True)["state_dict"]["level"] == 5
+    run.fit_loop.max_epochs = 2
+    run.fit(model, datamodule=data())
+    assert model.path[4:] == pytest.approx([5.0, 4.9, 4.8, 4.7])
+
+
+class Unfreeze(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.late.requires_grad = True
+
+
+def test_parameters_that_are_unfrozen_or_tied_are_averaged(trainer, painter, data, tmp_path):
+    model = painter()
+    model.late = torch.nn.Parameter(torch.tensor(1.0), requires_grad=False)
+    model.tied = model.level
+    model.configure_optimizers = lambda: torch.optim.SGD([model.level, model.late], lr=0.1)
+    model.training_step = lambda batch, batch_idx: model.level + model.late
+    run = trainer(ema(), Unfreeze())
+    run.fit(model, datamodule=data())
+    assert model.level.item() == pytest.approx(average(AFTER_STEP))
+    assert model.late.item() == pytest.approx(average([0.9, 0.8, 0.7, 0.6]))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["tied"] == saved["state_dict"]["level"] != saved["current_model_state"]["level"]
+    assert saved["current_model_state"]["tied"] == saved["current_model_state"]["level"]
+    run.fit_loop.max_epochs = 3
+    run.fit(model, datamodule=data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
 class Broken(Callback):

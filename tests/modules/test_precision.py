@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -131,6 +131,28 @@ def test_it_resumes_in_any_other(config: dict[str, Any], pairs: list[tuple[str, 
         trainer.fit(model, datamodule=Patterns(), ckpt_path=tmp_path / f"{before}.ckpt")
         assert trainer.global_step == 2 and trainer.callback_metrics["train/loss"].isfinite()
         assert all(group["fused"] for group in trainer.optimizers[0].param_groups)
+
+
+def test_a_resumed_run_in_float64_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Lightning converts a model after it has loaded it, which rounded the weights to float32."""
+    straight, resumed = model_of(), model_of()
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer_of("64-true", 4, keep, enable_checkpointing=True).fit(straight, datamodule=Patterns())
+    trainer_of("64-true", 4).fit(resumed, datamodule=Patterns(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert all(torch.equal(value, straight.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_an_optimizer_whose_state_is_not_all_tensors_is_resumed(tmp_path: Path) -> None:
+    class ByNewton(VFSDDPM):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.LBFGS(self.parameters(), lr=1e-3, max_iter=2)
+
+    for steps, path in ((1, None), (2, tmp_path / "last.ckpt")):
+        pl.seed_everything(0)
+        trainer = trainer_of("32-true", steps)
+        trainer.fit(ByNewton(VFSConfig.from_dict(CONFIG)), datamodule=Patterns(), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        assert trainer.global_step == steps
 
 
 def test_flags_of_the_optimizer_that_a_checkpoint_brings_do_not_count(tmp_path: Path) -> None:
