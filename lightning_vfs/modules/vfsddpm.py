@@ -189,7 +189,7 @@ class VFSDDPM(ContractedModule):
             NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
         """
         self._guard.settle(self)
-        averaging = averaging_of(self.trainer)
+        averaging = None if self._trainer is None else averaging_of(self._trainer)
         if averaging is not None and "averaging_state" not in checkpoint:
             # Lightning does not ask callbacks where weights alone are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
