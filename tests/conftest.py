@@ -69,3 +69,13 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.clip(colour + rng.integers(-30, 30, (10, 10, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / f"class{label:02d}" / f"{i}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny AutoencoderKL, for the models of latents among the family's."""
+    from tests.modules.autoencoder import save_autoencoder
+
+    folder = tmp_path_factory.mktemp("autoencoder")
+    save_autoencoder(folder)
+    return folder

@@ -12,15 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_vfs import EMACallback, FIDCallback
 from tests.callbacks.conftest import Patterns
-from tests.modules.autoencoder import save_autoencoder
 from tests.modules.family import Case, cases
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("autoencoder")
-    save_autoencoder(folder)
-    return folder
 
 
 def three_classes() -> Patterns:

@@ -9,18 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.modules.autoencoder import save_autoencoder
 from tests.modules.family import Case, cases
 from tests.simulated_gpu import simulated_gpu
 
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("autoencoder")
-    save_autoencoder(folder)
-    return folder
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

@@ -15,17 +15,9 @@ import torch
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.core import ConfigError
 from tests.conftest import tiny_config
-from tests.modules.autoencoder import save_autoencoder
 from tests.modules.family import CHOICES, Case, cases, makes_sense
 
 CASES = cases()
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("autoencoder")
-    save_autoencoder(folder)
-    return folder
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

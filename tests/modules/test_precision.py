@@ -17,7 +17,6 @@ from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.modules import OptimizerConfig
 from lightning_vfs.modules.device import memory_format
 from tests.callbacks.conftest import TINY, Patterns, TinyExtractor
-from tests.modules.autoencoder import save_autoencoder
 from tests.modules.family import Case, cases
 
 TRAINED = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
@@ -102,12 +101,13 @@ def test_half_precision_evaluates(evaluation: FIDCallback) -> None:
     assert all(torch.tensor(value).isfinite() for value in figures.values())
 
 
-def test_weights_in_bfloat16_are_warned_of_and_averaged_in_float32() -> None:
+def test_weights_in_bfloat16_are_warned_of_and_averaged_in_float32(tmp_path: Path) -> None:
     trainer, model = trainer_of("bf16-true", 2), model_of()
     with pytest.warns(UserWarning, match="bf16-mixed is about as fast"):
         trainer.fit(model, datamodule=Patterns())
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
-    saved = trainer._checkpoint_connector.dump_checkpoint()
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     name = "denoiser.final.proj.weight"
     assert saved["state_dict"][name].dtype == torch.float32
     assert saved["current_model_state"][name].dtype == torch.bfloat16
@@ -251,13 +251,6 @@ def test_the_precision_of_products_is_an_option() -> None:
         torch.set_float32_matmul_precision(before)
     with pytest.raises(ConfigError, match="float32_matmul_precision is 'low'; allowed: 'highest', 'high', 'medium'"):
         model_of(float32_matmul_precision="low")
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("autoencoder")
-    save_autoencoder(folder)
-    return folder
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
