@@ -33,7 +33,7 @@ from train_step import CASE, matmul_rate, timed
 from lightning_vfs.core import DenoiserConfig, VFSConfig
 from lightning_vfs.modules import VFSDDPM, OptimizerConfig
 from lightning_vfs.modules.cost import activation_bytes, step_flops, step_operations
-from lightning_vfs.modules.optimizer import build_adamw
+from lightning_vfs.training.optimizer import build_adamw
 
 
 class Case(NamedTuple):

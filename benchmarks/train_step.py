@@ -27,7 +27,7 @@ from torch.profiler import profile
 from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 from lightning_vfs.modules import VFSDDPM, OptimizerConfig
 from lightning_vfs.modules.cost import step_flops
-from lightning_vfs.modules.optimizer import build_adamw
+from lightning_vfs.training.optimizer import build_adamw
 
 SETS = SetConfig(set_size=6, image_size=32, channels=3)
 CASE = VFSConfig(

@@ -6,6 +6,8 @@ Names are imported when they are first used, so that `import lightning_vfs` and 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_vfs.version import __version__
+
 if TYPE_CHECKING:
     from lightning_vfs.callbacks import (
         EMACallback,
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from lightning_vfs.core import CheckpointError, SetSizeMismatchError, VFSConfig
     from lightning_vfs.data import SetDataModule
     from lightning_vfs.modules import VFSDDPM
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "VFSConfig": "core",
@@ -44,6 +44,7 @@ __all__ = [
     "SetSizeMismatchError",
     "ThroughputCallback",
     "VFSConfig",
+    "__version__",
 ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lightning_vfs import __version__
 from lightning_vfs.core.errors import VFSError
+from lightning_vfs.version import __version__
 
 SUBCOMMANDS = {
     "fit": "train a model on sets of images, evaluate it while it trains",

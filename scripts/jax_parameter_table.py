@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 from lightning_vfs.interop.jax_parameters import jax_shapes, parameter_table
-from lightning_vfs.interop.training_state import shapes_of
+from lightning_vfs.interop.models import shapes_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "jax.md"
 BEGIN, END = "<!-- parameters: scripts/jax_parameter_table.py -->\n", "<!-- end of parameters -->\n"

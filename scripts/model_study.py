@@ -26,10 +26,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs import VFSDDPM, EMACallback, FIDCallback, VFSConfig
-from lightning_vfs.callbacks.grids import sample_grid
 from lightning_vfs.data import GlyphSets
+from lightning_vfs.data.pictures import sample_grid
 from lightning_vfs.modules import OptimizerConfig
-from lightning_vfs.modules.optimizer import build_adamw
+from lightning_vfs.training.optimizer import build_adamw
 
 SETTINGS = yaml.safe_load(Path("configs/glyphs.yaml").read_text())
 FOLDER = Path("runs/study")

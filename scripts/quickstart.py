@@ -22,15 +22,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs import VFSDDPM, FIDCallback
-from lightning_vfs.callbacks.grids import sample_grid, save_png
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.commands.quiet import quiet
 from lightning_vfs.core import VFSConfig
+from lightning_vfs.core.files import replacing
 from lightning_vfs.data import GlyphSets
+from lightning_vfs.data.pictures import sample_grid, save_png
 from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.frechet import frechet_distance
 from lightning_vfs.modules import OptimizerConfig
-from lightning_vfs.modules.optimizer import build_adamw
+from lightning_vfs.training.optimizer import build_adamw
 
 CONFIG = "configs/glyphs.yaml"
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -131,9 +132,8 @@ def draw(model: VFSDDPM, data: GlyphSets, guidance_scale: float, lines: list[str
     page.paste(grid, (0, 0))
     for row, line in enumerate(wrapped):
         ImageDraw.Draw(page).text((10, grid.height + 10 + 20 * row), line, fill="black", font=font)
-    unfinished = PICTURE.with_name(f".{PICTURE.name}.tmp")
-    page.save(unfinished, format="PNG")
-    unfinished.replace(PICTURE)
+    with replacing(PICTURE) as unfinished:
+        page.save(unfinished, format="PNG")
 
 
 def write_support(data: GlyphSets, folder: Path) -> None:

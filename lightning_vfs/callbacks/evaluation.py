@@ -11,14 +11,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
-from lightning_vfs.core import contract
-from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core import requests
+from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.module import SetDataModule
-from lightning_vfs.modules.averaging import averaged_weights
-from lightning_vfs.modules.sharding import unsharded
+from lightning_vfs.training.averaging import averaged_weights
+from lightning_vfs.training.sharding import unsharded
 
 
 @contextmanager
@@ -69,28 +68,10 @@ def check_model(pl_module: Any, data: SetDataModule, how: SamplingConfig) -> Non
         raise EvaluationError(
             f"Sampling takes {how.steps} steps, but the diffusion has {timesteps}: set steps to at most {timesteps}."
         )
-    contract.check_guidance(how, pl_module.config)
+    requests.check_guidance(how, pl_module.config)
 
 
 def shots_of(pl_module: Any, data: SetDataModule) -> int:
     """Images in a support: as many as condition one generation in training, with sets of the data's size."""
     sets = pl_module.config.sets
     return min(sets.shots, replace(sets, set_size=data.set_size).shots)
-
-
-def check_at_least(caller: Callback, minimum: int, *names: str, or_none: bool = False) -> None:
-    """Raise ConfigError for an option of the callback that is no whole number of at least `minimum` (or None)."""
-    for name in names:
-        value = getattr(caller, name)
-        if value is None and or_none:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ConfigError(
-                f"{type(caller).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}"
-                f"{', or null' if or_none else ''}."
-            )
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, rounded to the nearest level."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

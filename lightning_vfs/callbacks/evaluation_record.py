@@ -13,12 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_vfs.callbacks.real_images import RESIZE
-from lightning_vfs.callbacks.share import Share
-from lightning_vfs.callbacks.split_evaluation import SplitResult
+from lightning_vfs.core.files import file_sha256
 from lightning_vfs.data.module import SetDataModule
-from lightning_vfs.metrics.fidelity import FidelityOptions
-from lightning_vfs.metrics.record import (
+from lightning_vfs.evaluation.real_images import RESIZE
+from lightning_vfs.evaluation.record import (
     DataRecord,
     EnvironmentRecord,
     EvaluationRecord,
@@ -27,11 +25,13 @@ from lightning_vfs.metrics.record import (
     MetricsRecord,
     ModelRecord,
     SamplingRecord,
-    file_sha256,
     versions,
 )
-from lightning_vfs.modules.averaging import EMACallback, averaging_of
-from lightning_vfs.modules.device import memory_format
+from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.split import SplitResult
+from lightning_vfs.metrics.fidelity import FidelityOptions
+from lightning_vfs.training.averaging import EMACallback, averaging_of
+from lightning_vfs.training.device import memory_format
 
 if TYPE_CHECKING:
     from lightning_vfs.callbacks.fid import FIDCallback

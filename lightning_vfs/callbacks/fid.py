@@ -13,17 +13,18 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_vfs.callbacks.evaluation import check_at_least, check_model, evaluating, sets_of, shots_of
+from lightning_vfs.callbacks.evaluation import check_model, evaluating, sets_of, shots_of
 from lightning_vfs.callbacks.evaluation_record import record_path, write_record
-from lightning_vfs.callbacks.share import Share
-from lightning_vfs.callbacks.split_evaluation import EvaluationPlan, SplitEvaluation, check_class_names
+from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SetDataModule, Split
+from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.split import EvaluationPlan, SplitEvaluation, check_class_names
 from lightning_vfs.metrics import INCEPTION, ImageFeatures
 from lightning_vfs.metrics.extractors import check_metrics
 from lightning_vfs.metrics.fidelity import FidelityOptions
-from lightning_vfs.modules.averaging import weights_in_words
+from lightning_vfs.training.averaging import weights_in_words
 
 SPLITS: dict[str, Split] = {"in": "train", "out": "test"}
 """Split of the data behind each distribution: classes that the model is trained on, and classes that it never sees."""

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_vfs.callbacks.grids import sample_grid, save_png
+from lightning_vfs.data.pictures import sample_grid, save_png
 
 
 class PredictionWriter(Callback):

@@ -16,12 +16,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_vfs.callbacks.resuming import (
+from lightning_vfs.training.host_flag import HostFlag
+from lightning_vfs.training.resuming import (
     begin_next_epoch,
     remember_last_save,
     reopen_unfinished_epoch,
 )
-from lightning_vfs.modules.host_flag import HostFlag
 
 
 class PreemptionCheckpoint(Callback):

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.data.sets import SetLoader
 from lightning_vfs.modules.cost import step_flops
-from lightning_vfs.modules.logged_steps import logs_now
 from lightning_vfs.modules.vfsddpm import VFSDDPM, images_of
+from lightning_vfs.training.logged_steps import logs_now
 
 _TRAINING = RunningStage.TRAINING
 

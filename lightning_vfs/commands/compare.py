@@ -6,8 +6,8 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from lightning_vfs.metrics.comparison import compare as compare_records
-from lightning_vfs.metrics.record import EvaluationRecord, Figure
+from lightning_vfs.evaluation.comparison import compare as compare_records
+from lightning_vfs.evaluation.record import EvaluationRecord, Figure
 
 
 def compare(first: str, second: str) -> int:

@@ -12,8 +12,9 @@ from jsonargparse import auto_cli
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.interop.jax import read_jax, write_jax
 from lightning_vfs.interop.lightning_state import read_lightning, write_lightning
-from lightning_vfs.interop.training_state import TrainingState, arrays
+from lightning_vfs.interop.models import model_of
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.state import TrainingState, arrays
 
 SUFFIXES = {"pretrained": "", "ckpt": ".ckpt", "orbax": "", "safetensors": ".safetensors"}
 
@@ -57,7 +58,7 @@ def convert(
         model = VFSDDPM.from_pretrained(str(pretrained))
         state = TrainingState(model.config, arrays(model.state_dict()))
     write: dict[str, Callable[[TrainingState, Path], None]] = {
-        "pretrained": lambda state, path: state.model(not raw and state.averaged is not None).save_pretrained(path),
+        "pretrained": lambda state, path: model_of(state, not raw and state.averaged is not None).save_pretrained(path),
         "ckpt": write_lightning,
         "orbax": write_jax,
         "safetensors": write_jax,

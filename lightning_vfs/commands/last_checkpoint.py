@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.interop.checkpoints import read_checkpoint
+from lightning_vfs.training.checkpoints import read_checkpoint
 
 LAST, LAST_IF_ANY = "last", "last_if_any"
 

@@ -24,8 +24,8 @@ from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.data import SetDataModule
-from lightning_vfs.interop.checkpoints import read_checkpoint
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.checkpoints import read_checkpoint
 
 LINKED = ("set_size", "image_size", "channels")
 """What data and model must agree on; given once, on the data."""

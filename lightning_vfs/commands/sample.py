@@ -11,14 +11,13 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from lightning_vfs.callbacks.evaluation import to_uint8
-from lightning_vfs.callbacks.grids import sample_grid, save_png
 from lightning_vfs.commands.models import load_model, spell_out_raw
-from lightning_vfs.core import contract
+from lightning_vfs.core import requests
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
+from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8
 from lightning_vfs.modules import VFSDDPM
 
 
@@ -112,7 +111,7 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
             )
     if label is not None:
         try:
-            contract.check_labels([label], config)
+            requests.check_labels([label], config)
         except ValueError as error:
             raise ConfigError(f"--label is {label}. {error}") from None
 

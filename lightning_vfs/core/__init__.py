@@ -1,7 +1,7 @@
 """The framework-neutral core: configuration, contract, sets, diffusion, on torch, NumPy and JAX arrays alike."""
 
 from lightning_vfs.core.config import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
-from lightning_vfs.core.contract import StaleSetSizeWarning, agree, check_batch, check_support, patch_dim
+from lightning_vfs.core.contract import StaleSetSizeWarning, agree, check_batch
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
 from lightning_vfs.core.errors import (
@@ -17,6 +17,7 @@ from lightning_vfs.core.errors import (
 from lightning_vfs.core.gaussian import gaussian_kl, standard_gaussian_kl_bits
 from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.patches import stack_patches, unpatchify
+from lightning_vfs.core.requests import check_support
 from lightning_vfs.core.samplers import sample
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.schedules import betas_for, respaced_timesteps
@@ -47,7 +48,6 @@ __all__ = [
     "gaussian_kl",
     "guided",
     "leave_one_out",
-    "patch_dim",
     "respaced_timesteps",
     "sample",
     "sincos_positions",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
-from lightning_vfs.core.config_checks import check_at_least, check_choices
+from lightning_vfs.core.checks import check_at_least, check_choices
 from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.diffusion_config import DiffusionConfig
 from lightning_vfs.core.encoder_config import POOLS, TOKEN_POOLS, EncoderConfig
@@ -181,10 +181,14 @@ class VFSConfig:
 
     @property
     def patch_dim(self) -> int | None:
-        """Width of SPT's LayerNorm and input of its projection; None for an encoder without patches."""
-        from lightning_vfs.core.contract import patch_dim
+        """Width of SPT's LayerNorm and input of its projection: patch_size**2 * slots * channels.
 
-        return patch_dim(self)
+        There is 1 slot for any tokenizer but `stack`. None for an encoder that cuts nothing into patches.
+        """
+        if not self.encoder.has_patches:
+            return None
+        slots = self.sets.slots if self.encoder.weights_state_set_size else 1
+        return self.encoder.patch_size**2 * slots * self.encoder_channels
 
     @property
     def padded_size(self) -> int:
@@ -269,17 +273,6 @@ class VFSConfig:
             _refuse_unknown(part.__name__, given, [f.name for f in fields(part)])
             built[name] = part(**given)
         return cls(**built)
-
-    @classmethod
-    def from_jax(cls, cfg: Mapping[str, Any]) -> VFSConfig:
-        """The configuration of the JAX system's flat `cfg`, of its first state or its last.
-
-        Raises:
-            CheckpointError: an option that this package does not have; the message names it.
-        """
-        from lightning_vfs.core.jax_config import config_from_jax
-
-        return config_from_jax(cfg)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain values (str, int, float, bool, lists of int), as `from_dict` takes them."""

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import CheckpointError, ClassMismatchError, ConfigError, SetSizeMismatchError
-from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.core.errors import CheckpointError, ClassMismatchError, SetSizeMismatchError
 
 OnMismatch = Literal["error", "adapt"]
 
@@ -26,17 +25,6 @@ DENOISER_PREFIX = "denoiser."
 
 class StaleSetSizeWarning(UserWarning):
     """A configuration states another set size than the weights; the weights' is taken."""
-
-
-def patch_dim(config: VFSConfig) -> int | None:
-    """Width of SPT's LayerNorm: patch_size**2 * slots * channels (slots is 1 but for `stack`).
-
-    None for an encoder that cuts nothing into patches.
-    """
-    if not config.encoder.has_patches:
-        return None
-    slots = config.sets.slots if config.encoder.weights_state_set_size else 1
-    return config.encoder.patch_size**2 * slots * config.encoder_channels
 
 
 def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
@@ -227,83 +215,6 @@ def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: O
         raise SetSizeMismatchError(_mismatch(config, sets.set_size, n))
     if n < 2 and sets.held_out != "none" and config.encoder.takes_support:
         raise SetSizeMismatchError(f"A set needs at least 2 images to hold one out; the batch has sets of {n}.")
-
-
-def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
-    """Refuse a support (b, k, c, h, w) that the model cannot take.
-
-    Raises:
-        SetSizeMismatchError: no image, or more than `shots`.
-        ValueError: another shape of images, or a model that takes no support.
-    """
-    sets = config.sets
-    if not config.encoder.takes_support:
-        raise ValueError(
-            f"This model is conditioned on no support (encoder.architecture is {config.encoder.architecture!r}): "
-            "give it none."
-        )
-    if len(shape) != 5 or list(shape[2:]) != [sets.channels, sets.image_size, sets.image_size]:
-        raise ValueError(
-            f"A support has the shape (b, k, {sets.channels}, {sets.image_size}, {sets.image_size}) "
-            f"with k from 1 to {sets.shots}; got {tuple(shape)}."
-        )
-    k = shape[1]
-    if k < 1 or (config.encoder.fills_slots and k > sets.shots):
-        raise SetSizeMismatchError(
-            f"The support has {k} images; this model takes 1 to {sets.shots} (sets of {sets.set_size}, held_out "
-            f"{sets.held_out}). Give it at most {sets.shots}."
-        )
-
-
-def check_labels(labels: Sequence[int], config: VFSConfig) -> None:
-    """Refuse labels of classes that the model does not know.
-
-    Raises:
-        ValueError: a label out of range, or a model that takes none.
-    """
-    encoder = config.encoder
-    if encoder.architecture != "class_label":
-        raise ValueError(
-            f"This model is conditioned on no class label (encoder.architecture is {encoder.architecture!r}): "
-            "give it none."
-        )
-    strange = sorted({label for label in labels if not 0 <= label < encoder.num_classes})
-    if strange:
-        raise ValueError(
-            f"There is no class {', '.join(map(str, strange[:5]))}: this model knows its {encoder.num_classes} "
-            f"training classes, 0 to {encoder.num_classes - 1}, and no others."
-        )
-
-
-def missing_label(config: VFSConfig) -> ValueError:
-    """What to raise where a class-conditional model gets no label."""
-    return ValueError(
-        "This model is conditioned on the class (encoder.architecture 'class_label'): give it `label`, integers (b,), "
-        f"numbers of training classes from 0 to {config.encoder.num_classes - 1}."
-    )
-
-
-def check_null_context(config: VFSConfig) -> None:
-    """Refuse images whose context is to be dropped, of a model that has nothing to put in its place.
-
-    Raises:
-        ValueError: the model has no null context.
-    """
-    if not config.encoder.context_dropout:
-        raise ValueError("This model has no null context: leave `dropped` out, or build it with context_dropout.")
-
-
-def check_guidance(how: SamplingConfig, config: VFSConfig) -> None:
-    """Refuse guidance of a model that was trained without a null context.
-
-    Raises:
-        ConfigError: there is no null context to guide away from.
-    """
-    if how.is_guided and not config.encoder.context_dropout:
-        raise ConfigError(
-            f"guidance_scale is {how.guidance_scale}, but this model knows no null context to guide away from: set "
-            "guidance_scale to 1, or train with --model.config.encoder.context_dropout 0.1."
-        )
 
 
 def check_classes(names: Sequence[str], trained: Sequence[str] | None, config: VFSConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_vfs.core.config_checks import as_tuples, check_at_least, check_choices, check_mlp, check_unet
+from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices, check_mlp, check_unet
 from lightning_vfs.core.errors import ConfigError
 
 DenoiserArchitecture = Literal["dit", "unet"]

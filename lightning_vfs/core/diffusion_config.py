@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_vfs.core.config_checks import check_at_least, check_choices
+from lightning_vfs.core.checks import check_at_least, check_choices
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.schedules import betas_for
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_vfs.core.config_checks import as_tuples, check_at_least, check_choices
+from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices
 from lightning_vfs.core.errors import ConfigError
 
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lightning_vfs.core.errors import DataError
+from lightning_vfs.core.files import replacing
 from lightning_vfs.data.images import ClassImages, map_images
 
 
@@ -80,14 +80,6 @@ def _read(path: Path) -> ClassImages:
 
 
 def _write(path: Path, images: ClassImages) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"images": images.images, "labels": torch.from_numpy(images.labels)}
-    # Renaming is atomic within a folder; a process killed before leaves only a *.tmp behind.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name[:20], suffix=".tmp")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, {"class_names": json.dumps(images.class_names)})
-        os.chmod(temporary, 0o644)  # made for its owner alone, but a cache may be shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import unicodedata
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
 from lightning_vfs.core.errors import DataError
+from lightning_vfs.core.files import file_sha256
 from lightning_vfs.data.cache import cached_images, content_key
 from lightning_vfs.data.images import ClassImages
 from lightning_vfs.data.module import SetDataModule
@@ -66,7 +66,7 @@ class GlyphSets(SetDataModule):
             DataError: matplotlib's fonts are not where they should be, or the cache cannot be written.
         """
         paths = _font_files()
-        fonts = {face: hashlib.sha256(path.read_bytes()).hexdigest() for face, path in paths.items()}
+        fonts = {face: file_sha256(path) for face, path in paths.items()}
         versions = [_RENDERING, PIL.__version__, features.version("freetype2"), unicodedata.unidata_version]
         key = content_key({"fonts": fonts, "size": self.image_size, "min_faces": MIN_FACES, "versions": versions})
         images = cached_images(self.cache_dir, "glyphs", key, lambda: _render_all(paths, self.image_size))

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lightning_vfs.core import contract
+from lightning_vfs.core import requests
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import CheckpointError, ConfigError
@@ -161,7 +161,7 @@ class FlaxVFSDDPM:
                 images of a model without a null context.
         """
         if dropped is not None:
-            contract.check_null_context(self.config)
+            requests.check_null_context(self.config)
         encoder_rng, denoiser_rng = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x_set, t, noise = jnp.asarray(x_set), jnp.asarray(t), jnp.asarray(noise)
         n, *image = x_set.shape[1:]
@@ -276,13 +276,13 @@ class FlaxVFSDDPM:
     def _guides(self, support: Any, label: Any, how: SamplingConfig) -> jax.Array | None:
         """What conditions generation: contexts (b, ...), supports where the encoder sees t, or None."""
         encoder = self.config.encoder
-        contract.check_guidance(how, self.config)
+        requests.check_guidance(how, self.config)
         if not encoder.takes_support:
             if support is not None:
-                contract.check_support(tuple(support.shape), self.config)
+                requests.check_support(tuple(support.shape), self.config)
             if label is not None:
                 label = np.atleast_1d(label)
-                contract.check_labels(label.tolist(), self.config)
+                requests.check_labels(label.tolist(), self.config)
             return self.networks.label_context(self.params, label)
         if support is None or label is not None:
             raise ValueError("This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one.")
@@ -294,7 +294,7 @@ class FlaxVFSDDPM:
     def _checked(self, support: Any) -> jax.Array:
         """A batch of supports (b, k, c, h, w) that the model can take."""
         supports = support[None] if support.ndim == 4 else support
-        contract.check_support(tuple(supports.shape), self.config)
+        requests.check_support(tuple(supports.shape), self.config)
         if not jnp.issubdtype(supports.dtype, jnp.floating):
             raise ValueError(f"A support has floats in [-1, 1]; got {supports.dtype}: scale pixels by x / 127.5 - 1.")
         return jnp.asarray(supports, dtype=jnp.float32)

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from lightning_vfs.core import contract
+from lightning_vfs.core import requests
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import complete, keep_first, leave_one_out, pool_tokens
@@ -81,7 +81,7 @@ class Networks:
         if self.config.encoder.architecture == "none":
             return None
         if label is None:
-            raise contract.missing_label(self.config)
+            raise requests.missing_label(self.config)
         return self._apply("encoder", params, label)
 
     def encode(

@@ -9,8 +9,8 @@ import numpy as np
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError
-from lightning_vfs.interop import pretrained
 from lightning_vfs.interop.jax_parameters import parameter_table, to_jax_params
+from lightning_vfs.training import pretrained
 
 
 def load_pretrained(name: str | Path) -> tuple[VFSConfig, dict[str, np.ndarray]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,11 +15,13 @@ from safetensors.numpy import save_file
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.contract import agree
 from lightning_vfs.core.errors import CheckpointError
-from lightning_vfs.core.jax_config import dialect_of_cfg, jax_config_of
+from lightning_vfs.core.files import replacing
+from lightning_vfs.interop.jax_config import config_from_jax, dialect_of_cfg, jax_config_of
 from lightning_vfs.interop.jax_files import ORBAX_TREE, Flat, read_flat
 from lightning_vfs.interop.jax_parameters import from_jax_params, jax_shapes, to_jax_params, wrong_leaves
-from lightning_vfs.interop.training_state import Moments, TrainingState, arrays, shapes_of
+from lightning_vfs.interop.models import model_of, shapes_of
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.state import Moments, TrainingState, arrays
 
 SPT_SCALE = "encoder/params/to_patch_embedding/norm/scale"
 CONTEXT_KERNEL = "dit/params/Dense_0/kernel"
@@ -47,7 +48,7 @@ def from_jax(
         CheckpointError: the file is damaged or something else, its configuration has an option that is not known here,
             its replicas differ, or leaves are missing, extra or misshaped; all of them are listed.
     """
-    return read_jax(path, cfg, replica).model(averaged=ema)
+    return model_of(read_jax(path, cfg, replica), averaged=ema)
 
 
 def to_jax(model: VFSDDPM, path: str | Path) -> None:
@@ -78,7 +79,7 @@ def read_jax(path: str | Path, cfg: Mapping[str, Any] | None = None, replica: in
             f"{path} holds no configuration: there is no `cfg` beside the parameters. Give the system's flat one: "
             "from_jax(path, cfg={...}), or --cfg FILE with JSON."
         )
-    config = _seen_in_the_weights(VFSConfig.from_jax({name: _plain(value) for name, value in cfg.items()}), trees)
+    config = _seen_in_the_weights(config_from_jax({name: _plain(value) for name, value in cfg.items()}), trees)
     trees = _without_replicas(trees, jax_shapes(shapes_of(config), config), replica, path)
     if SPT_SCALE in trees["params"]:
         config = agree(config, weights=len(trees["params"][SPT_SCALE]))
@@ -179,13 +180,11 @@ def write_jax(state: TrainingState, path: str | Path) -> None:
     """
     path = Path(path)
     cfg = jax_config_of(state.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if path.suffix == ".safetensors":
-        save_file(_known_leaves(state), unfinished, {"config": json.dumps(cfg), "dialect": dialect_of_cfg(cfg)})
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            save_file(_known_leaves(state), unfinished, {"config": json.dumps(cfg), "dialect": dialect_of_cfg(cfg)})
     else:
-        _write_orbax(_whole_tree(state, cfg), path, unfinished)
+        _write_orbax(_whole_tree(state, cfg), path)
 
 
 def _known_leaves(state: TrainingState) -> dict[str, np.ndarray]:
@@ -226,7 +225,7 @@ def _whole_tree(state: TrainingState, cfg: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_orbax(tree: dict[str, Any], path: Path, unfinished: Path) -> None:
+def _write_orbax(tree: dict[str, Any], path: Path) -> None:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
@@ -236,8 +235,8 @@ def _write_orbax(tree: dict[str, Any], path: Path, unfinished: Path) -> None:
         ) from error
     if path.exists() and not (path / ORBAX_TREE).is_file() and (path.is_file() or any(path.iterdir())):
         raise CheckpointError(f"{path} is there already and is no Orbax checkpoint: name a folder that can be written.")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(unfinished.resolve(), tree, force=True)
-    if path.exists():
-        shutil.rmtree(path)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(unfinished.resolve(), tree, force=True)
+        if path.exists():
+            shutil.rmtree(path)

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
-from lightning_vfs.interop.training_state import Moments, TrainingState, arrays, tensors
 from lightning_vfs.modules import VFSDDPM
-from lightning_vfs.modules.averaging import EMACallback
-from lightning_vfs.modules.optimizer import build_adamw, warmup_cosine
+from lightning_vfs.training.averaging import EMACallback
+from lightning_vfs.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_vfs.training.optimizer import build_adamw, warmup_cosine
+from lightning_vfs.training.state import Moments, TrainingState, arrays, tensors
 
 
 def write_lightning(state: TrainingState, path: str | Path) -> None:

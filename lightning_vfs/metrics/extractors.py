@@ -18,6 +18,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import file_sha256
 from lightning_vfs.metrics import glyph_cnn
 
 INCEPTION = "inception-v3-compat"
@@ -78,7 +79,7 @@ class ImageFeatures:
         """
         if self._weights_file is None:
             return _sha256_of_tensors(self._extractor.state_dict())
-        return hashlib.sha256(self._weights_file.read_bytes()).hexdigest()
+        return file_sha256(self._weights_file)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_vfs.core.files import hash_of, replacing
 from lightning_vfs.data.cache import DamagedCacheWarning, content_key, default_cache_dir
-from lightning_vfs.metrics.record import hash_of, replacing
 
 FORMAT = 1
 """Version of the files; to be raised when the same key would give other features."""

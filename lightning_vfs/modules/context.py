@@ -10,7 +10,7 @@ from lightning_vfs.core.categorical import gumbel_softmax, most_likely, uniform_
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
 from lightning_vfs.modules.layers import initialize_linear
-from lightning_vfs.modules.precision import at_least_float32
+from lightning_vfs.training.precision import at_least_float32
 
 
 class ClassContext(nn.Module):

@@ -11,11 +11,11 @@ from torch import Tensor
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ClassMismatchError
-from lightning_vfs.interop.checkpoints import check_contents
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.set_encoder import SetEncoder
-from lightning_vfs.modules.sharding import ShardableModule
 from lightning_vfs.modules.spt import SPT
+from lightning_vfs.training.checkpoints import check_contents
+from lightning_vfs.training.sharding import ShardableModule
 
 
 class ContractedModule(FewShotDiffusion, ShardableModule):

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.modules.blocks import NetworkBlock
-from lightning_vfs.modules.optimizer import OptimizerConfig, build_adamw, clip_gradients, gradient_norm
 from lightning_vfs.modules.vfsddpm import VFSDDPM
+from lightning_vfs.training.blocks import NetworkBlock
+from lightning_vfs.training.optimizer import OptimizerConfig, build_adamw, clip_gradients, gradient_norm
 
 
 @functools.cache

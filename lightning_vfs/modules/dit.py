@@ -12,7 +12,6 @@ from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.embeddings import sincos_positions
 from lightning_vfs.core.patches import unpatchify
 from lightning_vfs.modules.attention import Attention, CrossAttention
-from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.dropout import Dropout, number_dropout
 from lightning_vfs.modules.layers import (
     LAYER_NORM_EPS,
@@ -21,6 +20,7 @@ from lightning_vfs.modules.layers import (
     initialize_linear,
     initialize_zero,
 )
+from lightning_vfs.training.blocks import NetworkBlock
 
 TIMESTEP_FEATURES = 256
 

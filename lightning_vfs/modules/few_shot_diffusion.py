@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_vfs.core import contract
+from lightning_vfs.core import requests
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
@@ -23,9 +23,9 @@ from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.generation import Guide, generate
 from lightning_vfs.modules.latent import Autoencoder
 from lightning_vfs.modules.noise import indexed_normal
-from lightning_vfs.modules.precision import at_least_float32
 from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
 from lightning_vfs.modules.unet import UNet, UNetEncoder
+from lightning_vfs.training.precision import at_least_float32
 
 # Timestep t of the variational bound takes the noise stream _BOUND - t, clear of those of `modules.noise`.
 _BOUND = -1000
@@ -131,7 +131,7 @@ class FewShotDiffusion(nn.Module):
         if self.encoder is None:
             return None
         if label is None:
-            raise contract.missing_label(self.config)
+            raise requests.missing_label(self.config)
         return self.encoder(label)
 
     def _encode(
@@ -189,7 +189,7 @@ class FewShotDiffusion(nn.Module):
         if self.posterior is not None and latent_noise is None:
             raise ValueError("A variational context is drawn in training: give `latent_noise`.")
         if dropped is not None:
-            contract.check_null_context(self.config)
+            requests.check_null_context(self.config)
         b, n = x_set.shape[:2]
         diffused = x_set if latents is None else latents
         seen = diffused if self.config.latent.encoder_input == "latents" else x_set
@@ -258,7 +258,7 @@ class FewShotDiffusion(nn.Module):
         return self._encode_support(support[None] if support.ndim == 4 else support, t)
 
     def _encode_support(self, support: Tensor, t: Tensor | None = None) -> Tensor:
-        contract.check_support(tuple(support.shape), self.config)
+        requests.check_support(tuple(support.shape), self.config)
         support = support.to(self._where)
         with self._evaluating():
             seen = self.latents(support) if self.config.latent.encoder_input == "latents" else support
@@ -418,7 +418,7 @@ class FewShotDiffusion(nn.Module):
 
     def _guide(self, support: Tensor | None, label: Tensor | None, how: SamplingConfig) -> Guide:
         """What conditions generation; encoded once unless the encoder sees t."""
-        contract.check_guidance(how, self.config)
+        requests.check_guidance(how, self.config)
         if self.config.encoder.takes_support:
             if support is None or label is not None:
                 raise ValueError(
@@ -430,9 +430,9 @@ class FewShotDiffusion(nn.Module):
             context: Tensor | None = self._encode_support(support)
         else:
             if support is not None:
-                contract.check_support(tuple(support.shape), self.config)
+                requests.check_support(tuple(support.shape), self.config)
             if label is not None:
-                contract.check_labels(label.tolist(), self.config)
+                requests.check_labels(label.tolist(), self.config)
                 label = label.to(self._where)
             context = self._label_context(label)
         return Guide(lambda t: context, self.null_context)

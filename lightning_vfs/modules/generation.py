@@ -14,7 +14,7 @@ from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.samplers import sample
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.modules.noise import START, indexed_normal
-from lightning_vfs.modules.precision import at_least_float32
+from lightning_vfs.training.precision import at_least_float32
 
 
 class Guide(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lightning_vfs.core.config import LatentConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.files import file_sha256
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
@@ -54,8 +54,7 @@ class Autoencoder:
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the file that the weights came from."""
-        with (self._folder / WEIGHTS).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self._folder / WEIGHTS)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

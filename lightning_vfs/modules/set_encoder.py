@@ -10,7 +10,6 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.modules.attention import LSA, EncoderAttention
-from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.dropout import Dropout, number_dropout
 from lightning_vfs.modules.layers import (
     LAYER_NORM_EPS,
@@ -22,6 +21,7 @@ from lightning_vfs.modules.layers import (
 )
 from lightning_vfs.modules.noise import random_bits
 from lightning_vfs.modules.spt import SPT
+from lightning_vfs.training.blocks import NetworkBlock
 
 
 class EncoderLayer(NetworkBlock):

@@ -23,19 +23,7 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO, read_checkpoint
-from lightning_vfs.interop.pretrained import load_pretrained, save_pretrained
-from lightning_vfs.modules.anomalies import SetLosses, StepGuard
-from lightning_vfs.modules.averaging import averaging_of
-from lightning_vfs.modules.blocks import NetworkBlock
 from lightning_vfs.modules.contracted import ContractedModule, images_of
-from lightning_vfs.modules.device import (
-    MatmulPrecision,
-    check_matmul_precision,
-    set_matmul_precision,
-    set_memory_format,
-)
-from lightning_vfs.modules.logged_steps import logs_now
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -46,7 +34,18 @@ from lightning_vfs.modules.noise import (
     indexed_uniform,
     sample_keys,
 )
-from lightning_vfs.modules.optimizer import (
+from lightning_vfs.training.averaging import averaging_of
+from lightning_vfs.training.blocks import NetworkBlock
+from lightning_vfs.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lightning_vfs.training.device import (
+    MatmulPrecision,
+    check_matmul_precision,
+    set_matmul_precision,
+    set_memory_format,
+)
+from lightning_vfs.training.logged_steps import logs_now
+from lightning_vfs.training.nonfinite import SetLosses, StepGuard
+from lightning_vfs.training.optimizer import (
     OptimizerConfig,
     apply_settings,
     build_adamw,
@@ -56,9 +55,10 @@ from lightning_vfs.modules.optimizer import (
     scaler_of,
     warmup_cosine,
 )
-from lightning_vfs.modules.precision import check_precision
-from lightning_vfs.modules.sharding import check_strategy, is_sharded
-from lightning_vfs.modules.timestep_sampling import LossSecondMoment
+from lightning_vfs.training.precision import check_precision
+from lightning_vfs.training.pretrained import load_pretrained, save_pretrained
+from lightning_vfs.training.sharding import check_strategy, is_sharded
+from lightning_vfs.training.timestep_sampling import LossSecondMoment
 
 
 class VFSDDPM(ContractedModule):

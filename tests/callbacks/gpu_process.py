@@ -21,7 +21,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
-from lightning_vfs.modules.anomalies import SetLosses, _Batch, _report, _Step
+from lightning_vfs.training.nonfinite import SetLosses, _Batch, _report, _Step
 from tests.callbacks.conftest import CONFIG, TINY, Patterns, TinyExtractor
 from tests.simulated_gpu import GPU, simulated_gpu
 

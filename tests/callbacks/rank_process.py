@@ -14,9 +14,9 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
-from lightning_vfs.callbacks.share import Share
-from lightning_vfs.callbacks.split_evaluation import EvaluationPlan, SplitEvaluation
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.split import EvaluationPlan, SplitEvaluation
 from lightning_vfs.metrics import FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import FidelityOptions
 

@@ -10,8 +10,8 @@ from PIL import Image
 from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
 from lightning_vfs.core.config import EncoderConfig
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.metrics.comparison import compare
-from lightning_vfs.metrics.record import EvaluationRecord
+from lightning_vfs.evaluation.comparison import compare
+from lightning_vfs.evaluation.record import EvaluationRecord
 from lightning_vfs.modules import VFSDDPM
 
 CLASSES = 27  # of the training split

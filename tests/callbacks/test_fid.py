@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback
-from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.core.errors import ConfigError, EvaluationError, SetSizeMismatchError
+from lightning_vfs.data.pictures import to_uint8
 from lightning_vfs.metrics import INCEPTION, FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.modules import VFSDDPM
 

@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
-from lightning_vfs.callbacks import SampleGridCallback, sample_grid
+from lightning_vfs.callbacks import SampleGridCallback
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.data.pictures import sample_grid
 from lightning_vfs.modules import VFSDDPM
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.callbacks import RunProgressBar, progress
-from lightning_vfs.callbacks.share import Share
+from lightning_vfs.evaluation.shard import Share
 from tests.callbacks.conftest import CONFIG, Patterns
 
 

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning_vfs import VFSDDPM
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.modules import OptimizerConfig
-from lightning_vfs.modules.optimizer import build_adamw, check_numbering, number_by_module
-from lightning_vfs.modules.sharding import check_strategy
+from lightning_vfs.training.optimizer import build_adamw, check_numbering, number_by_module
+from lightning_vfs.training.sharding import check_strategy
 from tests.callbacks import conftest
 from tests.ranks import run_ranks
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_vfs.cli import main
-from tests.metrics.test_record import changed, plain
+from tests.evaluation.test_record import changed, plain
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from lightning_vfs.cli import main
 from lightning_vfs.commands.lightning import VFSCLI
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
+from lightning_vfs.training.checkpoints import AtomicCheckpointIO
 from tests.commands.interruptions import FIT, REPOSITORY, differences, interrupted, logged
 
 CALLBACKS = """
@@ -151,7 +151,7 @@ def test_the_end_of_an_epoch_is_followed_by_the_next(arguments, straight: Path, 
 
 KILLED_WHILE_WRITING = """
 import io, signal, sys, torch
-from lightning_vfs.interop.checkpoints import AtomicCheckpointIO
+from lightning_vfs.training.checkpoints import AtomicCheckpointIO
 
 save, contents = torch.save, torch.load(sys.argv[1], weights_only=True)
 

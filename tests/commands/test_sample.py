@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_vfs import VFSDDPM
-from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.cli import main
 from lightning_vfs.core import StaleSetSizeWarning
 from lightning_vfs.data import load_support
+from lightning_vfs.data.pictures import to_uint8
 
 
 def test_sample_writes_images_and_a_grid(trained, image_folder: Path, tmp_path: Path, capsys) -> None:

@@ -18,7 +18,6 @@ from lightning_vfs.core import (
     agree,
     check_batch,
     check_support,
-    patch_dim,
 )
 
 
@@ -90,7 +89,7 @@ def test_every_cell_is_silence_one_warning_or_the_named_error(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            agreed = agree(config(configured), weights=patch_dim(config(weights)), data=data, on_mismatch=on_mismatch)
+            agreed = agree(config(configured), weights=config(weights).patch_dim, data=data, on_mismatch=on_mismatch)
         except SetSizeMismatchError:
             assert tokenizer == "stack" and on_mismatch == "error" and data not in (None, weights)
             return

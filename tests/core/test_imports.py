@@ -1,4 +1,4 @@
-"""What imports what: the core imports no framework, and nothing imports upwards."""
+"""What imports what: the core imports no framework. That nothing imports upwards, import-linter checks (`make lint`)."""
 
 from __future__ import annotations
 
@@ -12,33 +12,17 @@ import pytest
 import lightning_vfs
 
 PACKAGE = Path(lightning_vfs.__file__).parent
-ALLOWED = {
-    "core": {"core"},
-    "data": {"core", "data"},
-    "metrics": {"core", "metrics", "data"},
-    "interop": {"core", "interop", "modules"},
-    "modules": {"core", "modules", "interop"},
-    "flax": {"core", "flax", "interop", "modules"},
-    "callbacks": {"core", "modules", "data", "metrics", "callbacks"},
-}
 
 
 def imported(file: Path) -> set[str]:
-    """Top-level packages, and parts of ours as `lightning_vfs.<part>`, that a file imports."""
+    """Top-level packages that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-    return {".".join(name.split(".")[:2]) if name.startswith("lightning_vfs") else name.split(".")[0] for name in names}
-
-
-@pytest.mark.parametrize("part", ALLOWED)
-def test_parts_import_only_what_lies_below(part: str) -> None:
-    for file in (PACKAGE / part).rglob("*.py"):
-        ours = {name.removeprefix("lightning_vfs.") for name in imported(file) if name.startswith("lightning_vfs.")}
-        assert ours <= ALLOWED[part], f"{file.relative_to(PACKAGE)} imports {ours - ALLOWED[part]}"
+    return {name.split(".")[0] for name in names}
 
 
 def test_core_names_no_framework() -> None:
@@ -59,4 +43,4 @@ def test_light_imports_stay_light(statement: str) -> None:
 
 def test_every_public_name_can_be_imported() -> None:
     for name in lightning_vfs.__all__:
-        assert getattr(lightning_vfs, name).__name__ == name
+        assert name.startswith("__") or getattr(lightning_vfs, name).__name__ == name

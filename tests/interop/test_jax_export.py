@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from lightning_vfs import VFSDDPM, CheckpointError
-from lightning_vfs.core import ConfigError, VFSConfig
+from lightning_vfs.core import ConfigError
 from lightning_vfs.interop import from_jax, to_jax
+from lightning_vfs.interop.jax_config import config_from_jax
 
 from .conftest import CASES, load_case
 
@@ -37,7 +38,7 @@ def test_jax_to_torch_to_jax_gives_every_leaf_bit_for_bit(tmp_path: Path, name: 
         assert after[path].shape == value.shape and after[path].tobytes() == value.tobytes(), path
     with safe_open(tmp_path / "out.safetensors", "np") as file:
         written = json.loads(file.metadata()["config"])
-    assert VFSConfig.from_jax(written) == VFSConfig.from_jax(cfg)
+    assert config_from_jax(written) == config_from_jax(cfg)
     assert set(written) <= set(cfg) | {"use_projection_head", "projection_hidden_dim"}
 
 

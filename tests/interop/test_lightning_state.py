@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from lightning_vfs import VFSDDPM, EMACallback
 from lightning_vfs.interop.jax import read_jax, write_jax
 from lightning_vfs.interop.lightning_state import read_lightning, write_lightning
-from lightning_vfs.interop.training_state import TrainingState
-from lightning_vfs.modules.optimizer import OptimizerConfig, build_adamw
+from lightning_vfs.training.optimizer import OptimizerConfig, build_adamw
+from lightning_vfs.training.state import TrainingState
 
 pytestmark = pytest.mark.numeric
 

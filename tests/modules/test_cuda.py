@@ -15,8 +15,8 @@ from lightning_vfs import VFSDDPM
 from lightning_vfs.core.errors import NonFiniteLossError
 from lightning_vfs.data import FolderSets
 from tests.conftest import tiny_config
-from tests.modules.anomaly_ranks import ByContrast, data_of, model_of, write_images
-from tests.modules.anomaly_ranks import trainer_of as anomaly_trainer
+from tests.training.nonfinite_ranks import ByContrast, data_of, model_of, write_images
+from tests.training.nonfinite_ranks import trainer_of as anomaly_trainer
 
 pytestmark = [
     pytest.mark.gpu,

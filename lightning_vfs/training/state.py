@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import CheckpointError
-from lightning_vfs.modules import VFSDDPM
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -42,18 +40,6 @@ class TrainingState:
     moments: Moments | None = None
     step: int = 0
 
-    def model(self, averaged: bool = False) -> VFSDDPM:
-        """The model in eval mode, with its averaged weights or the raw ones.
-
-        Raises:
-            CheckpointError: averaged weights are asked for, and there are none.
-        """
-        if averaged and self.averaged is None:
-            raise CheckpointError("There are no averaged weights (`ema_params`) in the checkpoint: take the raw ones.")
-        model = VFSDDPM(self.config)
-        model.load_state_dict(tensors(self.averaged if averaged else self.weights))  # type: ignore[arg-type]
-        return model.eval()
-
 
 def tensors(values: Arrays) -> dict[str, Tensor]:
     """Tensors of arrays, by name."""
@@ -63,9 +49,3 @@ def tensors(values: Arrays) -> dict[str, Tensor]:
 def arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Float32 arrays of tensors, by name."""
     return {name: value.detach().float().cpu().numpy() for name, value in values.items()}
-
-
-def shapes_of(config: VFSConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's state_dict, without its memory."""
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in VFSDDPM(config).state_dict().items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +24,9 @@ def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder:
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, description = folder / f".{WEIGHTS}.{os.getpid()}", folder / f".{CONFIG}.{os.getpid()}"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}, weights)
-    description.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    weights.replace(folder / WEIGHTS)
-    description.replace(folder / CONFIG)
+    with replacing(folder / CONFIG) as description, replacing(folder / WEIGHTS) as weights:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}, weights)
+        description.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> tuple[VFSConfig, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Sets that make a loss infinite; and two ranks that meet one: `python anomaly_ranks.py <rank> <port> <folder>`."""
+"""Sets that make a loss infinite; and two ranks that meet one: `python nonfinite_ranks.py <rank> <port> <folder>`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from lightning_vfs import VFSDDPM, EMACallback, FIDCallback, VFSConfig
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.modules import OptimizerConfig
-from lightning_vfs.modules.device import memory_format
+from lightning_vfs.training.device import memory_format
 from tests.callbacks.conftest import TINY, Patterns, TinyExtractor
 from tests.modules.family import Case, cases
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vfs.callbacks.share import Share
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages
+from lightning_vfs.evaluation.shard import Share
 from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
 from lightning_vfs.metrics.indexed import IndexedRows
-from lightning_vfs.metrics.record import hash_of
 
 RESIZE = "inside the extractor, as torch-fidelity's does"
 

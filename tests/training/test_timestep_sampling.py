@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core import CheckpointError
-from lightning_vfs.modules.timestep_sampling import LossSecondMoment
+from lightning_vfs.training.timestep_sampling import LossSecondMoment
 
 pytestmark = pytest.mark.numeric
 

@@ -1,4 +1,4 @@
-"""What the parts of a configuration check of themselves, in the words of a user."""
+"""What configurations and callbacks check of their options, in the words of a user."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ def check_choices(config: Any) -> None:
             raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}.")
 
 
-def check_at_least(config: Any, minimum: int, *names: str) -> None:
-    """Raise ConfigError for a field that is no whole number of at least `minimum`."""
+def check_at_least(owner: Any, minimum: int, *names: str, or_none: bool = False) -> None:
+    """Raise ConfigError for a field that is no whole number of at least `minimum` (or None)."""
     for name in names:
-        value = getattr(config, name)
+        value = getattr(owner, name)
+        if value is None and or_none:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ConfigError(
-                f"{type(config).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}."
+                f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}"
+                f"{', or null' if or_none else ''}."
             )
 
 

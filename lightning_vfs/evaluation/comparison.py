@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple, get_type_hints
 
-from lightning_vfs.metrics.record import Compared, EvaluationRecord, Reason, Remark
+from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Reason, Remark
 
 
 class Comparison(NamedTuple):

@@ -13,13 +13,13 @@ from PIL import Image
 from torch_fidelity import calculate_metrics
 
 from lightning_vfs.callbacks import FIDCallback
-from lightning_vfs.callbacks.evaluation import to_uint8
 from lightning_vfs.core.config import LatentConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.data.cache import DamagedCacheWarning
-from lightning_vfs.metrics.comparison import compare
+from lightning_vfs.data.pictures import to_uint8
+from lightning_vfs.evaluation.comparison import compare
+from lightning_vfs.evaluation.record import EvaluationRecord
 from lightning_vfs.metrics.fidelity import FidelityOptions
-from lightning_vfs.metrics.record import EvaluationRecord
 from lightning_vfs.modules import VFSDDPM
 
 ALL = ["fid", "kid", "isc", "prc"]

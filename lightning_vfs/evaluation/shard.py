@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_vfs.callbacks.progress import progress
+from lightning_vfs.core.progress import progress
 
 
 @dataclass(frozen=True)

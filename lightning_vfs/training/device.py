@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.modules.unet_blocks import HalfUNet
 
 MatmulPrecision = Literal["highest", "high", "medium"]
 
@@ -47,14 +46,18 @@ def set_memory_format(model: nn.Module, device: torch.device, channels_last: boo
     if channels_last is None and device.type != "cuda":
         return
     layout = torch.contiguous_format if channels_last is False else torch.channels_last
-    for network in model.children():
-        if isinstance(network, HalfUNet):
-            network.to(memory_format=layout)
+    for network in _convolutional(model):
+        network.to(memory_format=layout)
 
 
 def memory_format(model: nn.Module) -> Literal["channels_last", "contiguous"] | None:
     """How the UNets of a model are laid out; None for a model without one."""
-    weights = [weight for part in model.children() if isinstance(part, HalfUNet) for weight in part.parameters()]
+    weights = [weight for network in _convolutional(model) for weight in network.parameters()]
     if not weights:
         return None
     return "contiguous" if all(weight.is_contiguous() for weight in weights) else "channels_last"
+
+
+def _convolutional(model: nn.Module) -> list[nn.Module]:
+    """Networks of a model that are made of convolutions; one patch embedding does not make a network so."""
+    return [network for network in model.children() if getattr(network, "is_convolutional", False)]

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vfs.callbacks.evaluation import to_uint8
-from lightning_vfs.callbacks.grids import save_png
-from lightning_vfs.callbacks.real_images import RealImages
-from lightning_vfs.callbacks.share import Share
 from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.images import ClassImages, Episodes
+from lightning_vfs.data.pictures import save_png, to_uint8
+from lightning_vfs.evaluation.real_images import RealImages
+from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
+from lightning_vfs.evaluation.shard import Share
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.few_shot import check_way
 from lightning_vfs.metrics.fidelity import FidelityOptions, check_classes, check_enough
 from lightning_vfs.metrics.indexed import IndexedRows
-from lightning_vfs.metrics.record import Figure, LikelihoodRecord, SplitRecord, hash_of
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_vfs.core.errors import NonFiniteLossError
-from lightning_vfs.modules.host_flag import HostFlag
-from lightning_vfs.modules.optimizer import gradient_norm, handles_scaling, local, scaler_of, skips_by_found_inf
+from lightning_vfs.training.host_flag import HostFlag
+from lightning_vfs.training.optimizer import gradient_norm, handles_scaling, local, scaler_of, skips_by_found_inf
 
 LISTED_SETS = 5
 """Sets that a message describes."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import platform
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +16,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 import numpy as np
 
-from lightning_vfs import __version__
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import replacing
+from lightning_vfs.version import __version__
 
 SCHEMA = 3
 """Version of the fields below; to be raised with every change of them."""
@@ -374,58 +372,10 @@ class EvaluationRecord:
 # -- helpers to fill it in --------------------------------------------------------------------------------------------
 
 
-def hash_of(*values: str | np.ndarray) -> str:
-    """16 hexadecimal digits of SHA-256 over strings and arrays (with their type and shape), in order."""
-    sha = hashlib.sha256()
-    for value in values:
-        if isinstance(value, str):
-            kind, content = "str", value.encode(errors="surrogatepass")
-        else:
-            array = np.asarray(value)
-            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            kind, content = f"{array.dtype.str}{array.shape}", array.tobytes()
-        # The length keeps ("ab", "c") and ("a", "bc") apart.
-        sha.update(f"{kind}:{len(content)}:".encode())
-        sha.update(content)
-    return sha.hexdigest()[:16]
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        EvaluationError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read for its SHA-256 ({error.strerror or error}).") from error
-
-
 def versions() -> Versions:
     """What is installed; imports none of it."""
     packages = {f.name: version(f.name.replace("_", "-")) for f in fields(Versions) if "torch" in f.name}
     return Versions(lightning_vfs=__version__, python=platform.python_version(), numpy=version("numpy"), **packages)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, of a name that no other process has, that becomes `path` when all went well.
-
-    Raises:
-        OSError: the folder, which is made if need be, or the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name[:20], suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # made for its owner alone, but others may read results and caches
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # -- to plain values and back -----------------------------------------------------------------------------------------

@@ -16,17 +16,9 @@ import numpy as np
 import pytest
 
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.metrics.comparison import compare
-from lightning_vfs.metrics.record import (
-    Compared,
-    EvaluationRecord,
-    Figure,
-    Reason,
-    Remark,
-    file_sha256,
-    hash_of,
-    versions,
-)
+from lightning_vfs.core.files import file_sha256, hash_of
+from lightning_vfs.evaluation.comparison import compare
+from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
 PLAIN: dict[str, Any] = {
     "schema": 3,

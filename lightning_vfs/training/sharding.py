@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.interop.checkpoints import read_checkpoint
-from lightning_vfs.modules.blocks import NetworkBlock
-from lightning_vfs.modules.optimizer import check_numbering, number_by_module
+from lightning_vfs.training.blocks import NetworkBlock
+from lightning_vfs.training.checkpoints import read_checkpoint
+from lightning_vfs.training.optimizer import check_numbering, number_by_module
 
 _METHODS = ("training_step", "validation_step", "test_step", "encode", "generate", "sample", "bits_per_dim")
 """What is called on a model from outside and needs the parameters that are in no network of it; none calls another."""

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.modules.precision import at_least_float32
+from lightning_vfs.training.precision import at_least_float32
 
 
 class EMACallback(Callback):

@@ -19,11 +19,11 @@ from lightning_vfs import VFSDDPM
 from lightning_vfs.cli import main
 from lightning_vfs.core.errors import NonFiniteLossError
 from lightning_vfs.data import FolderSets
-from lightning_vfs.modules.host_flag import HostFlag
 from lightning_vfs.modules.noise import TIMESTEP, indexed_uniform
+from lightning_vfs.training.host_flag import HostFlag
 from tests.commands.conftest import TINY
-from tests.modules.anomaly_ranks import ByContrast, contrast_of, data_of, model_of, trainer_of, write_images
 from tests.ranks import run_ranks
+from tests.training.nonfinite_ranks import ByContrast, contrast_of, data_of, model_of, trainer_of, write_images
 
 BAD_STEP = 1
 """Counted from 0, of 3 steps of 2 sets."""
@@ -321,7 +321,7 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any
         "LIGHTNING_VFS_CACHE": str(folder / "cache"),
         "PL_GLOBAL_SEED": "0",
     }
-    run_ranks(Path(__file__).with_name("anomaly_ranks.py"), 2, folder, **environment)
+    run_ranks(Path(__file__).with_name("nonfinite_ranks.py"), 2, folder, **environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,0 +1,64 @@
+"""Pictures of images: as uint8, as grids of sets, as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from lightning_vfs.core.files import replacing
+
+PAPER = 200
+"""Grey between images: seen beside white and beside black ones."""
+
+
+def sample_grid(support: Tensor | None, generated: Tensor, min_size: int = 48) -> Tensor:
+    """Picture of one row per class: its support, a dark line, and the images generated from it.
+
+    Args:
+        support: (r, k, c, h, w) in [-1, 1], c = 1 or 3; None for generated images alone.
+        generated: (r, m, c, h, w) in [-1, 1].
+        min_size: smaller images are enlarged by a whole factor, until they have so many pixels a side.
+
+    Returns:
+        uint8 (3, H, W).
+    """
+    picture = _block(generated, min_size)
+    if support is not None:
+        line = torch.zeros(3, picture.shape[1], 4, dtype=torch.uint8)
+        picture = torch.cat([_block(support, min_size), pad(line, (6, 6), value=PAPER), picture], dim=2)
+    return pad(picture, (2, 2, 2, 2), value=PAPER)
+
+
+def with_caption(picture: Tensor, text: str) -> Tensor:
+    """The picture, uint8 (3, H, W), over a line of text."""
+    font = ImageFont.load_default(size=12)
+    width = max(picture.shape[2], int(font.getlength(text)) + 8)
+    page = Image.new("RGB", (width, picture.shape[1] + 18), (PAPER,) * 3)
+    page.paste(to_pil_image(picture), (0, 0))
+    ImageDraw.Draw(page).text((4, picture.shape[1] + 1), text, fill="black", font=font)
+    return pil_to_tensor(page)
+
+
+def _block(images: Tensor, min_size: int) -> Tensor:
+    """Images (r, m, c, h, w) side by side, uint8 (3, H, W)."""
+    pixels = to_uint8(images).cpu().expand(-1, -1, 3, -1, -1)
+    factor = -(-min_size // min(images.shape[-2:]))
+    pixels = pixels.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    return rearrange(pad(pixels, (2, 2, 2, 2), value=PAPER), "r m c h w -> c (r h) (m w)")
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, rounded to the nearest level."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_png(picture: Tensor, path: Path) -> None:
+    """Write uint8 (1 or 3, H, W) as PNG, all of it or nothing: a run that is killed leaves no half of a picture."""
+    with replacing(path, sync=False) as temporary:
+        to_pil_image(picture).save(temporary, format="PNG")

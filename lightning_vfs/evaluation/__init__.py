@@ -1,0 +1,1 @@
+"""Evaluation of generated images: a plan in, a record out."""
