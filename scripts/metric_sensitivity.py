@@ -71,11 +71,11 @@ def measure() -> dict[str, dict[str, list[float]]]:
     first, second = np.sort(order[:NUM_IMAGES]), np.sort(order[NUM_IMAGES : 2 * NUM_IMAGES])
     extractor = ImageFeatures("glyph-cnn", ("fid", "kid", "prc"))
     metric = FidelityMetric(extractor, reset_real=False, options=FidelityOptions(kid_subset_size=500))
-    metric.update(split.bytes(second), real=True, index=torch.arange(len(second)))
+    metric.update(split.uint8(second), real=True, index=torch.arange(len(second)))
     layer = extractor.layers["fid"]
     everything = extractor(split.images)[layer]
     accuracy = FewShotAccuracy(everything, torch.from_numpy(split.labels), way=20)
-    images, labels, index = split.bytes(first), torch.from_numpy(split.labels[first]), torch.arange(len(first))
+    images, labels, index = split.uint8(first), torch.from_numpy(split.labels[first]), torch.arange(len(first))
     found: dict[str, dict[str, list[float]]] = {}
     for name, spoil in DISTORTIONS.items():
         found[name] = {figure: [] for figure in FIGURES}

@@ -184,7 +184,7 @@ def draw(model: VFSDDPM, data: GlyphSets, rows: int = 6) -> Image.Image:
     episodes = images.episodes(len(images), data.set_size - 1, seed=0)
     _, first = np.unique(episodes.labels, return_index=True)
     chosen = np.sort(first)[:rows]
-    support = images.pixels(episodes.supports[chosen])
+    support = images.float(episodes.supports[chosen])
     if by_label:
         generated = model.sample(label=torch.from_numpy(episodes.labels[chosen]), num_images=8)
     elif model.config.encoder.takes_support:

@@ -96,7 +96,7 @@ def fid_of_real_halves(data: GlyphSets) -> float:
     order = np.random.default_rng(0).permutation(len(images))
     halves = np.array_split(order, 2)
     features = ImageFeatures(EXTRACTOR)
-    return frechet_distance(*(features(images.bytes(half))[features.layers["fid"]] for half in halves))
+    return frechet_distance(*(features(images.uint8(half))[features.layers["fid"]] for half in halves))
 
 
 def explain(figures: dict[str, float], untrained: float, floor: float) -> list[str]:
@@ -122,7 +122,7 @@ def draw(model: VFSDDPM, data: GlyphSets, guidance_scale: float, lines: list[str
     images = data.split("test")
     episodes = images.episodes(len(images), model.config.sets.shots, seed=0)
     _, first = np.unique(episodes.labels, return_index=True)
-    support = images.pixels(episodes.supports[np.sort(first)[:12]])
+    support = images.float(episodes.supports[np.sort(first)[:12]])
     generated = model.sample(support, num_images=12, steps=50, seed=0, guidance_scale=guidance_scale)
     grid = to_pil_image(sample_grid(support, generated))
     font = ImageFont.load_default(size=14)
@@ -140,7 +140,7 @@ def write_support(data: GlyphSets, folder: Path) -> None:
     """The support of the picture's first row as a folder of images, for the command `sample`."""
     images = data.split("test")
     episodes = images.episodes(len(images), data.set_size - 1, seed=0)
-    for i, image in enumerate(images.bytes(episodes.supports[0])):
+    for i, image in enumerate(images.uint8(episodes.supports[0])):
         save_png(image, folder / f"{i}.png")
 
 

@@ -87,7 +87,7 @@ def accuracy(model: GlyphClassifier, images: Tensor, labels: Tensor) -> float:
 @torch.no_grad()
 def few_shot_accuracy(model: GlyphClassifier, split: ClassImages, way: int = 20) -> float:
     """Accuracy of real images among classes that the model was not trained on."""
-    images, labels = split.pixels(np.arange(len(split))), torch.from_numpy(split.labels)
+    images, labels = split.float(np.arange(len(split))), torch.from_numpy(split.labels)
     features = torch.cat([model(part)[0] for part in images.split(BATCH_SIZE)])
     metric = FewShotAccuracy(features, labels, way)
     metric.update(features, labels, torch.arange(len(split)), leave_one_out=True)
@@ -112,7 +112,7 @@ def main() -> None:
 
     data = GlyphSets(image_size=IMAGE_SIZE)
     split = data.split("train")
-    images, labels = split.pixels(np.arange(len(split))), torch.from_numpy(split.labels)
+    images, labels = split.float(np.arange(len(split))), torch.from_numpy(split.labels)
     held = torch.from_numpy(held_out(split))
     model = train(images[~held], labels[~held], split.num_classes)
 

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from lightning_vfs.core import DiffusionConfig, betas_for
+from lightning_vfs.core import DiffusionConfig, make_betas
 
 SIGMAS = 6
 """Of a normal distribution, which a sum of roundings is near to: exceeded by one of 500 million values."""
@@ -53,5 +53,5 @@ def sampling_gain(diffusion: DiffusionConfig, guidance_scale: float = 1.0) -> fl
     """
     of_x_0 = 1.0
     if diffusion.prediction == "eps":
-        of_x_0 = float(1 / np.sqrt(np.prod(1 - betas_for(diffusion.schedule, diffusion.timesteps))))
+        of_x_0 = float(1 / np.sqrt(np.prod(1 - make_betas(diffusion.schedule, diffusion.timesteps))))
     return of_x_0 * (abs(guidance_scale) + abs(guidance_scale - 1))

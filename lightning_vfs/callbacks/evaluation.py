@@ -54,7 +54,7 @@ def sets_of(trainer: pl.Trainer, caller: Callback) -> SetDataModule:
     return data
 
 
-def check_model(pl_module: Any, data: SetDataModule, how: SamplingConfig) -> None:
+def check_model(pl_module: Any, data: SetDataModule, sampling: SamplingConfig) -> None:
     """Hold the model against the data and the sampling; not before its checkpoint is loaded, which decides.
 
     Raises:
@@ -64,11 +64,12 @@ def check_model(pl_module: Any, data: SetDataModule, how: SamplingConfig) -> Non
     """
     pl_module.check_set_size(data.set_size)
     timesteps = pl_module.config.diffusion.timesteps
-    if how.steps > timesteps:
+    if sampling.steps > timesteps:
         raise EvaluationError(
-            f"Sampling takes {how.steps} steps, but the diffusion has {timesteps}: set steps to at most {timesteps}."
+            f"Sampling takes {sampling.steps} steps, but the diffusion has {timesteps}: set steps to at most "
+            f"{timesteps}."
         )
-    requests.check_guidance(how, pl_module.config)
+    requests.check_guidance(sampling, pl_module.config)
 
 
 def shots_of(pl_module: Any, data: SetDataModule) -> int:

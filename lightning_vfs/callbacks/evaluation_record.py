@@ -27,7 +27,7 @@ from lightning_vfs.evaluation.record import (
     SamplingRecord,
     versions,
 )
-from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitResult
 from lightning_vfs.metrics.fidelity import FidelityOptions
 from lightning_vfs.training.averaging import EMACallback, averaging_of
@@ -47,7 +47,7 @@ def write_record(
     data: SetDataModule,
     figures: Mapping[str, Figure],
     results: Mapping[str, SplitResult],
-    share: Share,
+    share: RankShard,
     shots: int | None,
     path: Path,
 ) -> None:
@@ -60,18 +60,18 @@ def write_record(
         shots: images in a support; None for a model that takes none.
         path: see `record_path`.
     """
-    how = callback.sampling
+    sampling = callback.sampling
     record = EvaluationRecord(
         figures=dict(figures),
         model=_model(trainer, pl_module),
         data=DataRecord(type(data).__name__, data.image_size, data.channels),
         splits={name: result.record for name, result in results.items()},
         sampling=SamplingRecord(
-            sampler=how.sampler,
-            steps=how.steps,
-            eta=how.eta if how.sampler == "ddim" else None,
-            guidance=how.guidance_scale if how.is_guided else None,
-            guidance_interval=how.guidance_interval if how.is_guided else None,
+            sampler=sampling.sampler,
+            steps=sampling.steps,
+            eta=sampling.eta if sampling.sampler == "ddim" else None,
+            guidance=sampling.guidance_scale if sampling.is_guided else None,
+            guidance_interval=sampling.guidance_interval if sampling.is_guided else None,
             shots=shots,
             held_out=None if shots is None else pl_module.config.sets.held_out,
             precision=str(trainer.precision),

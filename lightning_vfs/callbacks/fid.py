@@ -19,7 +19,7 @@ from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SetDataModule, Split
-from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import EvaluationPlan, SplitEvaluation, check_class_names
 from lightning_vfs.metrics import INCEPTION, ImageFeatures
 from lightning_vfs.metrics.extractors import check_metrics
@@ -222,7 +222,7 @@ class FIDCallback(Callback):
         """Figures by the names they are logged under; collective, equal on all ranks."""
         data = sets_of(trainer, self)
         shots = self._checked_shots(pl_module, data)
-        share = Share(
+        share = RankShard(
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             batch_size=self.batch_size,

@@ -136,7 +136,7 @@ class SampleGridCallback(Callback):
         episodes = images.episodes(len(images), shots_of(pl_module, data), self.seed)
         _, first_of_class = np.unique(episodes.labels, return_index=True)
         rows = np.sort(first_of_class)[: self.num_classes]
-        return images.pixels(episodes.supports[rows]), torch.from_numpy(episodes.labels[rows])
+        return images.float(episodes.supports[rows]), torch.from_numpy(episodes.labels[rows])
 
 
 def _log_image(logger: Any, key: str, picture: Tensor, step: int) -> None:

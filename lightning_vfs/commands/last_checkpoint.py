@@ -43,7 +43,7 @@ def last_checkpoint(asked: str, subcommand: str, trainer: Namespace) -> Path | N
     """
     if asked == LAST_IF_ANY and subcommand != "fit":
         raise ConfigError(f"--ckpt_path {LAST_IF_ANY} is for fit; {subcommand} takes a path or {LAST}.")
-    searched = places(trainer)
+    searched = checkpoint_folders(trainer)
     found = _newest(searched, whole=subcommand == "fit")
     if found is not None:
         rank_zero_info(f"--ckpt_path {asked}: {found} is the newest checkpoint of this configuration's runs.")
@@ -65,7 +65,7 @@ def _newest(searched: list[tuple[Path, str]], whole: bool) -> Path | None:
     return None
 
 
-def places(trainer: Namespace) -> list[tuple[Path, str]]:
+def checkpoint_folders(trainer: Namespace) -> list[tuple[Path, str]]:
     """Folders where runs of this trainer configuration write checkpoints, and patterns of these in them.
 
     Raises:

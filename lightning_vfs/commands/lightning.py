@@ -27,7 +27,7 @@ from lightning_vfs.data import SetDataModule
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 
-LINKED = ("set_size", "image_size", "channels")
+DATA_FIELDS = ("set_size", "image_size", "channels")
 """What data and model must agree on; given once, on the data."""
 
 
@@ -146,7 +146,7 @@ class VFSCLI(LightningCLI):
         data = config["data"]["init_args"]
         if checkpoint is None:
             self._refuse_contradicting_data(data)
-            linked = {field: data[field] for field in LINKED}
+            linked = {field: data[field] for field in DATA_FIELDS}
             sets = SetConfig(**{**vars(config["model"]["config"]["sets"]), **linked})
         else:
             sets = self._agree_with_weights(config, checkpoint, data).sets
@@ -164,7 +164,7 @@ class VFSCLI(LightningCLI):
             part = name.removeprefix("config.")
             given = self._given_model.get(name, value)
             given = list(given) if isinstance(given, tuple) else given
-            weights_decide = name.startswith("config.") and part not in contract.FREE
+            weights_decide = name.startswith("config.") and part not in contract.MAY_DIFFER
             if weights_decide and given != value and part != "sets.set_size":
                 raise ConfigError(
                     f"--model.{name} is {given!r}, but the checkpoint was trained with {value!r}, and its weights fit "
@@ -174,7 +174,7 @@ class VFSCLI(LightningCLI):
             model[name] = value if weights_decide else given
 
     def _refuse_contradicting_data(self, data: Namespace) -> None:
-        for field in LINKED:
+        for field in DATA_FIELDS:
             if field not in data:
                 raise ConfigError(
                     f"The data module does not say its {field}: it must take set_size, image_size and channels as "
@@ -197,7 +197,7 @@ class VFSCLI(LightningCLI):
                 )
         stated = contract.with_set_size(trained, self._given_model.get("config.sets.set_size", trained.sets.set_size))
         contract.check_same_model(trained, stated)
-        return contract.agree(
+        return contract.resolve_set_size(
             stated,
             weights=contract.patch_dim_of(checkpoint["state_dict"], trained),
             data=data["set_size"],

@@ -1,7 +1,7 @@
 """The framework-neutral core: configuration, contract, sets, diffusion, on torch, NumPy and JAX arrays alike."""
 
 from lightning_vfs.core.config import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
-from lightning_vfs.core.contract import StaleSetSizeWarning, agree, check_batch
+from lightning_vfs.core.contract import StaleSetSizeWarning, check_batch, resolve_set_size
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
 from lightning_vfs.core.errors import (
@@ -20,7 +20,7 @@ from lightning_vfs.core.patches import stack_patches, unpatchify
 from lightning_vfs.core.requests import check_support
 from lightning_vfs.core.samplers import sample
 from lightning_vfs.core.sampling_config import SamplingConfig
-from lightning_vfs.core.schedules import betas_for, respaced_timesteps
+from lightning_vfs.core.schedules import make_betas, space_timesteps
 from lightning_vfs.core.sets import complete, leave_one_out, subsample
 
 __all__ = [
@@ -40,17 +40,17 @@ __all__ = [
     "StaleSetSizeWarning",
     "VFSConfig",
     "VFSError",
-    "agree",
-    "betas_for",
     "check_batch",
     "check_support",
     "complete",
     "gaussian_kl",
     "guided",
     "leave_one_out",
-    "respaced_timesteps",
+    "make_betas",
+    "resolve_set_size",
     "sample",
     "sincos_positions",
+    "space_timesteps",
     "stack_patches",
     "standard_gaussian_kl_bits",
     "subsample",

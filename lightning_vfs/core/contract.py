@@ -73,7 +73,7 @@ def _which_differs(found: int, config: VFSConfig) -> str:
     return "the patch size or the channels differ from those of the weights, or the file is damaged."
 
 
-def agree(
+def resolve_set_size(
     config: VFSConfig,
     *,
     weights: int | None = None,
@@ -127,7 +127,7 @@ TRAINING_ONLY = (
 )
 """Parts of a configuration that say how a model is trained, and change nothing of what it computes from a support."""
 
-FREE = (
+MAY_DIFFER = (
     *TRAINING_ONLY,
     "encoder.dropout",
     "encoder.kl_weight",
@@ -142,7 +142,7 @@ FREE = (
 def check_same_model(trained: VFSConfig, config: VFSConfig) -> None:
     """Refuse weights of another model by the names of what differs.
 
-    The set size is left to `agree`, but where zero images fill the slots and the weights do not say how many.
+    The set size is left to `resolve_set_size`, unless zero images fill the slots and the weights do not say how many.
 
     Raises:
         CheckpointError: patch size, channels, tokenizer, held_out or any other part of the model differs.
@@ -153,7 +153,7 @@ def check_same_model(trained: VFSConfig, config: VFSConfig) -> None:
     different = [
         f"{name} is {ours[name]!r} here, but the checkpoint was trained with {value!r}"
         for name, value in _flat(trained).items()
-        if value != ours[name] and name not in (*left_to_agree, *FREE)
+        if value != ours[name] and name not in (*left_to_agree, *MAY_DIFFER)
     ]
     if different:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace, device
 
 from lightning_vfs.core.config import DiffusionConfig
 from lightning_vfs.core.gaussian import discretized_gaussian_log_likelihood, gaussian_kl, mean_flat
-from lightning_vfs.core.schedules import betas_for, respaced_timesteps
+from lightning_vfs.core.schedules import make_betas, space_timesteps
 
 
 class MeanVariance(NamedTuple):
@@ -20,7 +20,7 @@ class MeanVariance(NamedTuple):
 
     mean: Any
     log_variance: Any
-    pred_xstart: Any
+    pred_x_0: Any
 
 
 class GaussianDiffusion:
@@ -36,7 +36,7 @@ class GaussianDiffusion:
 
     def __init__(self, config: DiffusionConfig, kept: tuple[int, ...] | None = None) -> None:
         self.config = config
-        alpha_bar = np.cumprod(1 - betas_for(config.schedule, config.timesteps))
+        alpha_bar = np.cumprod(1 - make_betas(config.schedule, config.timesteps))
         kept = kept or tuple(range(config.timesteps))
         self.num_steps = len(kept)
         alpha_bar = alpha_bar[list(kept)]
@@ -74,7 +74,7 @@ class GaussianDiffusion:
         Raises:
             ConfigError: steps below 1 or above T.
         """
-        return GaussianDiffusion(self.config, respaced_timesteps(self.config.timesteps, steps))
+        return GaussianDiffusion(self.config, space_timesteps(self.config.timesteps, steps))
 
     def on(self, like: Any) -> GaussianDiffusion:
         """The same process with its tables as arrays of `like`'s kind, precision and device: a step copies nothing."""
@@ -114,7 +114,7 @@ class GaussianDiffusion:
             return x_0
         return self._take("sqrt_alpha_bar", t, x_0) * noise - self._take("sqrt_one_minus_alpha_bar", t, x_0) * x_0
 
-    def predict_xstart(self, prediction: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
+    def predict_x_0(self, prediction: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
         """x_0 from the denoiser's prediction, clipped to [-1, 1] if `clip` (by default the configuration) says so."""
         if self.config.prediction == "eps":
             inverse_signal, ratio = self._take("inverse_sqrt_alpha_bar", t, x_t), self._take("noise_to_signal", t, x_t)
@@ -154,15 +154,15 @@ class GaussianDiffusion:
             ValueError: the number of channels does not fit the variance.
         """
         prediction, fraction = self._split(model_output, x_t)
-        pred_xstart = self.predict_xstart(prediction, x_t, t, clip)
-        mean, log_variance = self.q_posterior(pred_xstart, x_t, t)
+        pred_x_0 = self.predict_x_0(prediction, x_t, t, clip)
+        mean, log_variance = self.q_posterior(pred_x_0, x_t, t)
         if fraction is not None:
             weight = (fraction + 1) / 2
             log_variance = weight * self._take("log_betas", t, x_t) + (1 - weight) * log_variance
         elif self.config.variance == "fixed_large":
             log_variance = self._take("fixed_large_log_variance", t, x_t)
         xp = array_namespace(x_t)
-        return MeanVariance(mean, xp.broadcast_to(log_variance, x_t.shape), pred_xstart)
+        return MeanVariance(mean, xp.broadcast_to(log_variance, x_t.shape), pred_x_0)
 
     def ddpm_step(self, model_output: Any, x_t: Any, t: Any, noise: Any) -> Any:
         """x_{t-1} by ancestral sampling (Ho et al. 2020, algorithm 2); no noise is added at t = 0."""
@@ -188,7 +188,7 @@ class GaussianDiffusion:
             raise ValueError(f"ddim_step with eta {eta} adds noise: give it `noise` of the shape of x_t.")
         xp = array_namespace(x_t)
         prediction, _ = self._split(model_output, x_t)
-        x_0 = self.predict_xstart(prediction, x_t, t)
+        x_0 = self.predict_x_0(prediction, x_t, t)
         eps = (x_t - self._take("sqrt_alpha_bar", t, x_t) * x_0) / self._take("sqrt_one_minus_alpha_bar", t, x_t)
         alpha_bar, previous = self._take("alpha_bar", t + 1, x_t), self._take("alpha_bar", t_prev + 1, x_t)
         sigma = eta * xp.sqrt((1 - previous) / (1 - alpha_bar)) * xp.sqrt(1 - alpha_bar / previous)
@@ -203,7 +203,7 @@ class GaussianDiffusion:
                 last one, to the clean image, are of first order: there it has no effect, but it must be finite.
         """
         prediction, _ = self._split(model_output, x_t)
-        x_0 = self.predict_xstart(prediction, x_t, t)
+        x_0 = self.predict_x_0(prediction, x_t, t)
         extrapolated = x_0 + self._take("dpmpp_2m_extrapolation", t, x_t) * (x_0 - x_0_before)
         x_prev = self._take("dpmpp_2m_x_t", t, x_t) * x_t + self._take("dpmpp_2m_x_0", t, x_t) * extrapolated
         return x_prev, x_0

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightning_vfs.core.checks import check_at_least, check_choices
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.core.schedules import betas_for
+from lightning_vfs.core.schedules import make_betas
 
 Schedule = Literal["linear", "cosine"]
 Prediction = Literal["eps", "x_0", "v"]
@@ -63,4 +63,4 @@ class DiffusionConfig:
                 f"DiffusionConfig.min_snr_gamma is {self.min_snr_gamma}, but loss {self.loss!r} has no squared error "
                 "to weight: set it to 0, or take `mse` or `rescaled_mse`."
             )
-        betas_for(self.schedule, self.timesteps)
+        make_betas(self.schedule, self.timesteps)

@@ -31,11 +31,16 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary.touch()
+    permissions = temporary.stat().st_mode  # as the user's umask says, which not every writer follows
+    temporary.unlink()
     try:
         yield temporary
-        if sync and temporary.is_file():
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+        if temporary.is_file():
+            temporary.chmod(permissions)
+            if sync:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         if temporary.is_dir():

@@ -54,7 +54,7 @@ def bits_per_dim(
         x_t = diffusion.q_sample(x_0, t, noise(step))
         model_output = denoise(x_t, xp.take(diffusion.timesteps, t, axis=0))
         terms.append(diffusion.variational_bound(model_output, x_0, x_t, t))
-        error = x_0 - diffusion.p_mean_variance(model_output, x_t, t).pred_xstart
+        error = x_0 - diffusion.p_mean_variance(model_output, x_t, t).pred_x_0
         xstart_mse.append(mean_flat(error**2))
         # x_t is given: what its image part lacks, its noise part has too much.
         mean, deviation = _mean_and_deviation(diffusion, error, t)

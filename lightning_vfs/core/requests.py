@@ -73,14 +73,14 @@ def check_null_context(config: VFSConfig) -> None:
         raise ValueError("This model has no null context: leave `dropped` out, or build it with context_dropout.")
 
 
-def check_guidance(how: SamplingConfig, config: VFSConfig) -> None:
+def check_guidance(sampling: SamplingConfig, config: VFSConfig) -> None:
     """Refuse guidance of a model that was trained without a null context.
 
     Raises:
         ConfigError: there is no null context to guide away from.
     """
-    if how.is_guided and not config.encoder.context_dropout:
+    if sampling.is_guided and not config.encoder.context_dropout:
         raise ConfigError(
-            f"guidance_scale is {how.guidance_scale}, but this model knows no null context to guide away from: set "
+            f"guidance_scale is {sampling.guidance_scale}, but this model was trained without a null context: set "
             "guidance_scale to 1, or train with --model.config.encoder.context_dropout 0.1."
         )

@@ -12,7 +12,7 @@ from lightning_vfs.core.errors import ConfigError
 MAX_COSINE_BETA = 0.999
 
 
-def betas_for(schedule: str, timesteps: int) -> np.ndarray:
+def make_betas(schedule: str, timesteps: int) -> np.ndarray:
     """Betas of a diffusion process.
 
     `linear`: from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T (Ho et al. 2020, section 4).
@@ -42,7 +42,7 @@ def betas_for(schedule: str, timesteps: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def respaced_timesteps(timesteps: int, steps: int) -> tuple[int, ...]:
+def space_timesteps(timesteps: int, steps: int) -> tuple[int, ...]:
     """Evenly spaced subset of the timesteps 0 to T - 1 that holds the first and the last, ascending.
 
     The spacing is that of improved DDPM (Nichol and Dhariwal 2021, section 4): real strides, rounded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def distinct(counts: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+def sample_distinct(counts: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
     """Draw `num` distinct numbers below `counts[i]` for every row i, each ordered choice equally likely.
 
     Row i takes the same part of the random stream however many rows follow, so that the first rows of a longer draw
@@ -30,7 +30,7 @@ def distinct(counts: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarr
     return chosen
 
 
-def balanced(num_classes: int, num: int, rng: np.random.Generator) -> np.ndarray:
+def balanced_labels(num_classes: int, num: int, rng: np.random.Generator) -> np.ndarray:
     """Draw `num` class indices in random order, every class as often as any other up to one: (num,) int64."""
     labels = rng.permutation(num_classes)[np.arange(num) % num_classes]
     rng.shuffle(labels)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_vfs.core.errors import DataError
 from lightning_vfs.data.cache import cached_images, content_key
 from lightning_vfs.data.decode import DECODING, decode_all, is_image
-from lightning_vfs.data.images import ClassImages, to_pixels
+from lightning_vfs.data.images import ClassImages, to_float
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 
 
@@ -112,7 +112,7 @@ def load_support(
     for path in paths:
         if not path.exists():
             raise DataError(_no_such(path))
-    return to_pixels(torch.from_numpy(decode_all(paths, image_size, channels)))
+    return to_float(torch.from_numpy(decode_all(paths, image_size, channels)))
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

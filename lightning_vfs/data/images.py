@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike
 from safetensors import safe_open
 
 from lightning_vfs.core.errors import ConfigError, DataError
-from lightning_vfs.data.draws import distinct
+from lightning_vfs.data.draws import sample_distinct
 
 
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
+def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1."""
     return images.float().div_(127.5).sub_(1)
 
@@ -135,7 +135,7 @@ class ClassImages:
         selected._set_classes([self.class_names[i] for i in classes], labels)
         return selected
 
-    def bytes(self, indices: ArrayLike) -> torch.Tensor:
+    def uint8(self, indices: ArrayLike) -> torch.Tensor:
         """Images as they are stored.
 
         Args:
@@ -151,9 +151,9 @@ class ClassImages:
         rows = index if self._rows is None else self._rows[index]
         return self._stored[torch.from_numpy(rows.reshape(-1))].reshape(*index.shape, *self._stored.shape[1:])
 
-    def pixels(self, indices: ArrayLike) -> torch.Tensor:
+    def float(self, indices: ArrayLike) -> torch.Tensor:
         """Images as a model takes them: float32 (..., c, h, w) in [-1, 1]; otherwise as `bytes`."""
-        return to_pixels(self.bytes(indices))
+        return to_float(self.uint8(indices))
 
     def name_of(self, index: int) -> str:
         """An image's file; without files its class, and its number there, counted from 0.
@@ -202,6 +202,6 @@ class ClassImages:
         labels = self.labels[targets]
         offsets = self.offsets[labels]
         # Three numbers, so that this stream is none of the permutations'.
-        others = distinct(self.counts[labels] - 1, shots, np.random.default_rng((seed, shots, 1)))
+        others = sample_distinct(self.counts[labels] - 1, shots, np.random.default_rng((seed, shots, 1)))
         others += others >= (targets - offsets)[:, None]
         return Episodes(targets=targets, supports=offsets[:, None] + others, labels=labels)

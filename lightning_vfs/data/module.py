@@ -174,7 +174,7 @@ class SetDataModule(LightningDataModule, ABC):
             seed=global_seed() if self.seed is None else self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            anew=training and not getattr(trainer, "overfit_batches", 0),
+            resample=training and not getattr(trainer, "overfit_batches", 0),
             drop_last=training,
         )
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.data.draws import balanced, distinct
+from lightning_vfs.data.draws import balanced_labels, sample_distinct
 from lightning_vfs.data.images import ClassImages
 
 
@@ -62,7 +62,7 @@ class SetSampler(Sampler[SetPlan]):
         seed: not negative.
         rank: of this process, below `world_size`.
         world_size: number of processes.
-        anew: draw other sets in every epoch; otherwise always those of epoch 0.
+        resample: draw other sets in every epoch; otherwise always those of epoch 0.
         drop_last: leave out the last sets that fill no global batch; otherwise the sets are spread evenly, and all
             are delivered exactly once.
 
@@ -80,7 +80,7 @@ class SetSampler(Sampler[SetPlan]):
         rank: int = 0,
         world_size: int = 1,
         *,
-        anew: bool = True,
+        resample: bool = True,
         drop_last: bool = True,
     ) -> None:
         self.images = images
@@ -89,7 +89,7 @@ class SetSampler(Sampler[SetPlan]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.anew = anew
+        self.resample = resample
         self.epoch = 0
         self.start = 0
         global_batch = batch_size * world_size
@@ -114,7 +114,7 @@ class SetSampler(Sampler[SetPlan]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to draw; Lightning calls this before every epoch, also after a resume."""
-        if self.anew:
+        if self.resample:
             self.epoch = epoch
 
     def __len__(self) -> int:
@@ -139,8 +139,8 @@ class SetSampler(Sampler[SetPlan]):
     def _draw(self, epoch: int) -> SetPlan:
         """All sets of an epoch."""
         rng = np.random.default_rng((self.seed, epoch))
-        label = balanced(self.images.num_classes, self.num_sets, rng)
-        members = self.images.offsets[label, None] + distinct(self.images.counts[label], self.set_size, rng)
+        label = balanced_labels(self.images.num_classes, self.num_sets, rng)
+        members = self.images.offsets[label, None] + sample_distinct(self.images.counts[label], self.set_size, rng)
         return {"members": members, "label": label, "index": epoch * self.num_sets + np.arange(self.num_sets)}
 
 
@@ -156,7 +156,7 @@ class _PlannedSets(Dataset[SetBatch]):
 
     def __getitem__(self, plan: SetPlan) -> SetBatch:
         return {
-            "images": self._images.pixels(plan["members"]),
+            "images": self._images.float(plan["members"]),
             "label": torch.from_numpy(plan["label"]),
             "index": torch.from_numpy(plan["index"]),
         }

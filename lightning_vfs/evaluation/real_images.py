@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages
-from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
@@ -68,7 +68,7 @@ class RealImages:
         """SHA-256 of all images of the split, in order."""
         size = 4096
         everything = np.arange(len(self.images))
-        return pixels_sha256(self.images.bytes(everything[i : i + size]) for i in range(0, len(everything), size))
+        return pixels_sha256(self.images.uint8(everything[i : i + size]) for i in range(0, len(everything), size))
 
     @property
     def floor_sizes(self) -> tuple[int, int]:
@@ -79,14 +79,14 @@ class RealImages:
         first = min(max(1, round(pool * generated / (generated + real))), pool - 1)
         return first, pool - first
 
-    def features(self, share: Share) -> dict[str, Tensor]:
+    def features(self, share: RankShard) -> dict[str, Tensor]:
         """Features (m, d) of the chosen images by layer, on the CPU; of all ranks on every rank. Collective."""
         if self._rows is None:
             with share.timing("features"):
                 self._rows = self._all_features(share)
         return {layer: rows[: len(self.chosen)] for layer, rows in self._rows.items()}
 
-    def floors(self, share: Share, options: FidelityOptions) -> dict[str, float]:
+    def floors(self, share: RankShard, options: FidelityOptions) -> dict[str, float]:
         """Floors by the names of figures, of the metrics that the sets are large enough for. Collective."""
         if self._floors is None:
             self.features(share)
@@ -94,7 +94,7 @@ class RealImages:
                 self._floors = self._compute_floors(options)
         return self._floors
 
-    def _all_features(self, share: Share) -> dict[str, Tensor]:
+    def _all_features(self, share: RankShard) -> dict[str, Tensor]:
         source = FeatureSource(
             images_sha256=hash_of(self.pixels_sha256, self._pool),
             num_images=len(self._pool),
@@ -111,7 +111,7 @@ class RealImages:
             return cached
         gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(share.device)
         for batch in share.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
-            images = self.images.bytes(self._pool[batch]).to(share.device)
+            images = self.images.uint8(self._pool[batch]).to(share.device)
             gathered.update(self.extractor(images), torch.from_numpy(batch))
         rows = {layer: values.cpu() for layer, values in gathered.compute().items()}
         if share.rank == 0:

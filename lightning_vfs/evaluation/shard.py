@@ -15,7 +15,7 @@ from lightning_vfs.core.progress import progress
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShard:
     """One rank's part of an evaluation: every `world_size`-th sample from `rank`, in batches, on its device.
 
     Attributes:

@@ -20,7 +20,7 @@ from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import save_png, to_uint8
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
-from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.few_shot import check_way
 from lightning_vfs.metrics.fidelity import FidelityOptions, check_classes, check_enough
@@ -103,7 +103,7 @@ class SplitEvaluation:
         check_classes(labels, self.real.labels, self.classes, self.images.class_names)
         return episodes
 
-    def evaluate(self, model: Any, shots: int | None, share: Share) -> SplitResult:
+    def evaluate(self, model: Any, shots: int | None, share: RankShard) -> SplitResult:
         """Generate, and compare with the real images. Collective: every rank calls it with its own share.
 
         Args:
@@ -129,7 +129,7 @@ class SplitEvaluation:
 
     # -- real images -------------------------------------------------------------------------------------------------
 
-    def _take_real(self, share: Share) -> None:
+    def _take_real(self, share: RankShard) -> None:
         rows = self.real.features(share)
         self.fidelity.to(share.device)
         mine = np.arange(share.rank, len(self.real.chosen), share.world_size)
@@ -143,7 +143,7 @@ class SplitEvaluation:
             self._real_accuracy = self._accuracies()
         if self.plan.save_images is not None:
             for i in mine:
-                image = self.images.bytes(self.real.chosen[i])
+                image = self.images.uint8(self.real.chosen[i])
                 save_png(image, self.plan.save_images / self.name / "real" / f"{i:06d}.png")
 
     @property
@@ -162,11 +162,11 @@ class SplitEvaluation:
         """What a model is conditioned on: supports (m, shots, c, h, w), or labels (m,), or neither."""
         by_label = encoder.architecture == "class_label"
         return {
-            "support": self.images.pixels(episodes.supports[batch]) if encoder.takes_support else None,
+            "support": self.images.float(episodes.supports[batch]) if encoder.takes_support else None,
             "label": torch.from_numpy(episodes.labels[batch]) if by_label else None,
         }
 
-    def _generate(self, model: Any, episodes: Episodes, batch: np.ndarray, share: Share) -> None:
+    def _generate(self, model: Any, episodes: Episodes, batch: np.ndarray, share: RankShard) -> None:
         index = torch.from_numpy(batch)
         conditions = self._conditions(model.config.encoder, episodes, batch)
         with share.timing("generation"):
@@ -184,7 +184,7 @@ class SplitEvaluation:
             for i, image in zip(batch, pixels.cpu(), strict=True):
                 save_png(image, self.plan.save_images / self.name / "generated" / f"{i:06d}.png")
 
-    def _compare(self, labels: Tensor, share: Share) -> tuple[dict[str, Figure], tuple[str, ...]]:
+    def _compare(self, labels: Tensor, share: RankShard) -> tuple[dict[str, Figure], tuple[str, ...]]:
         """All figures of the generated images whose features are there, with their floors."""
         floors, sizes = self.real.floors(share, self.plan.options), self.real.floor_sizes
         with share.timing("distance"):
@@ -214,7 +214,7 @@ class SplitEvaluation:
 
     # -- likelihood --------------------------------------------------------------------------------------------------
 
-    def _likelihood(self, model: Any, episodes: Episodes, share: Share) -> LikelihoodRecord:
+    def _likelihood(self, model: Any, episodes: Episodes, share: RankShard) -> LikelihoodRecord:
         """Means over images of the variational bound's parts; of the first targets, conditioned as in generation."""
         count = min(self.plan.vlb_images, len(episodes))
         steps = self.plan.vlb_steps or model.config.diffusion.timesteps
@@ -226,7 +226,7 @@ class SplitEvaluation:
         for batch in share.batches(count, f"Evaluation: variational bound, {self.name}"):
             index = torch.from_numpy(batch)
             conditions = self._conditions(model.config.encoder, episodes, batch)
-            found = bound(self.images.pixels(episodes.targets[batch]), index=index, **conditions)
+            found = bound(self.images.float(episodes.targets[batch]), index=index, **conditions)
             gathered.update({part: getattr(found, part) for part in parts}, index)
         means: dict[str, Any] = {
             name: rows.cpu().double().mean(dim=0).tolist() for name, rows in gathered.compute().items()

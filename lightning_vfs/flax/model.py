@@ -19,7 +19,7 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
-from lightning_vfs.flax import sampling
+from lightning_vfs.flax import generation
 from lightning_vfs.flax.networks import Networks, Params
 from lightning_vfs.flax.noise import uint64
 from lightning_vfs.flax.pretrained import load_pretrained
@@ -196,7 +196,7 @@ class FlaxVFSDDPM:
             ValueError: another shape of images, whole numbers, no t for an encoder that sees it, or a model that takes
                 no support.
         """
-        return sampling.guide(self.networks, self.params, self._checked(support), t)
+        return generation.guide(self.networks, self.params, self._checked(support), t)
 
     def sample(
         self,
@@ -245,27 +245,27 @@ class FlaxVFSDDPM:
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        how = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-        guides = self._guides(support, label, how)
+        sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
+        guides = self._guides(support, label, sampling)
         guide_count = 1 if guides is None else len(guides)
         total, count = guide_count * num_images, len(devices) if devices else 1
         # Every batch has one size, so that one compilation does for all; what is too much is cut off at the end.
         size = -(-min(batch_size, total) // count) * count
         index = np.arange(-(-total // size) * size, dtype=np.int32)
-        guide_of = np.minimum(index // num_images, guide_count - 1)
+        context_index = np.minimum(index // num_images, guide_count - 1)
         params, split = self.params, None
         if devices:
             mesh = Mesh(np.asarray(devices), ("batch",))
             split = NamedSharding(mesh, PartitionSpec("batch"))
             params, guides = jax.device_put((params, guides), NamedSharding(mesh, PartitionSpec()))
         batches = [
-            sampling.generate(
+            generation.generate(
                 self.networks,
                 params,
                 guides,
-                *jax.device_put((guide_of[start : start + size], index[start : start + size]), split),
+                *jax.device_put((context_index[start : start + size], index[start : start + size]), split),
                 uint64(seed),
-                how=how,
+                sampling=sampling,
             )
             for start in range(0, len(index), size)
         ]
@@ -273,10 +273,10 @@ class FlaxVFSDDPM:
         batched = np.ndim(label) == 1 if label is not None else support is not None and support.ndim == 5
         return images.reshape(guide_count, num_images, *images.shape[1:]) if batched else images
 
-    def _guides(self, support: Any, label: Any, how: SamplingConfig) -> jax.Array | None:
+    def _guides(self, support: Any, label: Any, sampling: SamplingConfig) -> jax.Array | None:
         """What conditions generation: contexts (b, ...), supports where the encoder sees t, or None."""
         encoder = self.config.encoder
-        requests.check_guidance(how, self.config)
+        requests.check_guidance(sampling, self.config)
         if not encoder.takes_support:
             if support is not None:
                 requests.check_support(tuple(support.shape), self.config)
@@ -289,7 +289,7 @@ class FlaxVFSDDPM:
         supports = self._checked(support)
         if encoder.time_token == "timestep":
             return supports
-        return sampling.guide(self.networks, self.params, supports, None)
+        return generation.guide(self.networks, self.params, supports, None)
 
     def _checked(self, support: Any) -> jax.Array:
         """A batch of supports (b, k, c, h, w) that the model can take."""

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.contract import agree
+from lightning_vfs.core.contract import resolve_set_size
 from lightning_vfs.core.errors import CheckpointError
 from lightning_vfs.core.files import replacing
 from lightning_vfs.interop.jax_config import config_from_jax, dialect_of_cfg, jax_config_of
@@ -82,7 +82,7 @@ def read_jax(path: str | Path, cfg: Mapping[str, Any] | None = None, replica: in
     config = _seen_in_the_weights(config_from_jax({name: _plain(value) for name, value in cfg.items()}), trees)
     trees = _without_replicas(trees, jax_shapes(shapes_of(config), config), replica, path)
     if SPT_SCALE in trees["params"]:
-        config = agree(config, weights=len(trees["params"][SPT_SCALE]))
+        config = resolve_set_size(config, weights=len(trees["params"][SPT_SCALE]))
     expected = jax_shapes(shapes_of(config), config)
     wrong = {name: wrong_leaves(tree, expected, config) for name, tree in trees.items() if tree}
     if any(wrong.values()):

@@ -182,7 +182,7 @@ def jax_config_of(config: VFSConfig) -> dict[str, Any]:
 
 
 # What does not change a model's outputs, so that an export may lose it.
-_FREE = {*TRAINING_ONLY, "encoder.kl_weight", "diffusion.clip_denoised"}
+_MAY_DIFFER = {*TRAINING_ONLY, "encoder.kl_weight", "diffusion.clip_denoised"}
 
 
 def _refuse_other_networks(config: VFSConfig) -> None:
@@ -212,7 +212,7 @@ def _refuse_what_was_lost(config: VFSConfig, cfg: Mapping[str, Any], dialect: Di
         f"{part}.{name} is {value!r}, there it can only be {again[part][name]!r}"
         for part, values in config.to_dict().items()
         for name, value in values.items()
-        if again[part][name] != value and f"{part}.{name}" not in _FREE
+        if again[part][name] != value and f"{part}.{name}" not in _MAY_DIFFER
     ]
     if lost:
         raise ConfigError(_cannot_express(f" (its state `{dialect}`)", lost))

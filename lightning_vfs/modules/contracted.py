@@ -18,7 +18,7 @@ from lightning_vfs.training.checkpoints import check_contents
 from lightning_vfs.training.sharding import ShardableModule
 
 
-class ContractedModule(FewShotDiffusion, ShardableModule):
+class SetContractModule(FewShotDiffusion, ShardableModule):
     """A few-shot diffusion model that holds checkpoints, data and batches against the set contract.
 
     Attributes:
@@ -70,7 +70,7 @@ class ContractedModule(FewShotDiffusion, ShardableModule):
         Raises:
             SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
         """
-        self._adopt(self._agreed(self.config.patch_dim, [data]))
+        self._apply_config(self._resolve_set_size(self.config.patch_dim, [data]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
@@ -83,8 +83,10 @@ class ContractedModule(FewShotDiffusion, ShardableModule):
         super().on_load_checkpoint(checkpoint)
         check_contents(checkpoint, "The file")
         contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
-        config = self._agreed(contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes())
-        self._adopt(config)
+        config = self._resolve_set_size(
+            contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes()
+        )
+        self._apply_config(config)
         if "class_names" in checkpoint:
             self.class_names = tuple(checkpoint["class_names"])
 
@@ -94,12 +96,14 @@ class ContractedModule(FewShotDiffusion, ShardableModule):
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
 
-    def _agreed(self, weights: int | None, data: list[int]) -> VFSConfig:
+    def _resolve_set_size(self, weights: int | None, data: list[int]) -> VFSConfig:
         """The configuration that holds for these weights and for each of these set sizes of the data."""
-        agree = functools.partial(contract.agree, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch)
-        return [agree(data=size) for size in data][-1] if data else agree()
+        resolve = functools.partial(
+            contract.resolve_set_size, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch
+        )
+        return [resolve(data=size) for size in data][-1] if data else resolve()
 
-    def _adopt(self, config: VFSConfig) -> None:
+    def _apply_config(self, config: VFSConfig) -> None:
         """Take the configuration that holds, with a tokenizer of its width where that changed."""
         if config.patch_dim != self.config.patch_dim:
             fresh = SPT(cast(int, config.patch_dim), config.encoder.patch_size, config.encoder.dim)

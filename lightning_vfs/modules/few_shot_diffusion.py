@@ -20,15 +20,15 @@ from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.sets import complete, keep_first, leave_one_out, pool_tokens
 from lightning_vfs.modules.context import ClassContext, DiscreteContext, GaussianContext
 from lightning_vfs.modules.dit import DiT
-from lightning_vfs.modules.generation import Guide, generate
+from lightning_vfs.modules.generation import Conditioning, generate
 from lightning_vfs.modules.latent import Autoencoder
 from lightning_vfs.modules.noise import indexed_normal
 from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
 from lightning_vfs.modules.unet import UNet, UNetEncoder
 from lightning_vfs.training.precision import at_least_float32
 
-# Timestep t of the variational bound takes the noise stream _BOUND - t, clear of those of `modules.noise`.
-_BOUND = -1000
+# Timestep t of the variational bound takes the noise stream VLB_STREAM - t, clear of those of `modules.noise`.
+VLB_STREAM = -1000
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "set_vit": SetEncoder,
@@ -259,7 +259,7 @@ class FewShotDiffusion(nn.Module):
 
     def _encode_support(self, support: Tensor, t: Tensor | None = None) -> Tensor:
         requests.check_support(tuple(support.shape), self.config)
-        support = support.to(self._where)
+        support = support.to(self._weights_device)
         with self._evaluating():
             seen = self.latents(support) if self.config.latent.encoder_input == "latents" else support
             context = self._encode(seen, t)
@@ -299,9 +299,9 @@ class FewShotDiffusion(nn.Module):
             ConfigError: an unknown sampler, an option out of range, or guidance without a null context.
             ValueError: a support, or no support, for a model that takes none, or one; the same of labels.
         """
-        how = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-        index = index.to(self._where)
-        return self._generate(self._guide(support, label, how), torch.arange(len(index)), index, how, seed)
+        sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
+        index = index.to(self._weights_device)
+        return self._generate(self._guide(support, label, sampling), torch.arange(len(index)), index, sampling, seed)
 
     def sample(
         self,
@@ -332,21 +332,23 @@ class FewShotDiffusion(nn.Module):
         Raises:
             SetSizeMismatchError, ConfigError, ValueError: as in `generate`.
         """
-        how = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
+        sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
         batched = label.ndim == 1 if isinstance(label, Tensor) else support is not None and support.ndim == 5
         supports = support[None] if support is not None and support.ndim == 4 else support
         labels = None if label is None else torch.as_tensor(label).reshape(-1)
         count = 1 if supports is None and labels is None else len(labels if supports is None else supports)  # type: ignore[arg-type]
-        guide = self._guide(supports, labels, how)
-        index = torch.arange(count * num_images, device=self._where)
+        guide = self._guide(supports, labels, sampling)
+        index = torch.arange(count * num_images, device=self._weights_device)
         images = torch.cat(
-            [self._generate(guide, part // num_images, part, how, seed) for part in index.split(batch_size)]
+            [self._generate(guide, part // num_images, part, sampling, seed) for part in index.split(batch_size)]
         )
         images = rearrange(images, "(b m) c h w -> b m c h w", m=num_images)
         return images if batched else images[0]
 
-    def _generate(self, guide: Guide, guide_of: Tensor, index: Tensor, how: SamplingConfig, seed: int) -> Tensor:
-        """Images of global indices (m,), each conditioned on the context `guide_of` (m,)."""
+    def _generate(
+        self, guide: Conditioning, context_index: Tensor, index: Tensor, sampling: SamplingConfig, seed: int
+    ) -> Tensor:
+        """Images of global indices (m,), each conditioned on the context `context_index` (m,)."""
         config = self.config
         shape = (config.denoiser_channels, config.denoiser_size, config.denoiser_size)
         with self._evaluating():
@@ -354,10 +356,10 @@ class FewShotDiffusion(nn.Module):
                 self.denoiser,
                 GaussianDiffusion(config.diffusion),
                 guide,
-                guide_of.to(index.device),
+                context_index.to(index.device),
                 index,
                 shape,
-                how,
+                sampling,
                 seed,
             )
         return x_0.clamp(-1, 1) if self.autoencoder is None else self.autoencoder.decode(x_0)
@@ -404,41 +406,43 @@ class FewShotDiffusion(nn.Module):
                 f"got {tuple(x_0.shape)}, {None if support is None else tuple(support.shape)} and {tuple(index.shape)}."
             )
         process = self.diffusion.respaced(self.config.diffusion.timesteps if steps is None else steps)
-        x_0, index = x_0.to(self._where), index.to(self._where)
+        x_0, index = x_0.to(self._weights_device), index.to(self._weights_device)
         guide = self._guide(support, label, SamplingConfig())
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             return at_least_float32(self.denoiser(x_t, t, guide.contexts(t[0])))
 
         def noise(step: int) -> Tensor:
-            return indexed_normal(index, tuple(x_0.shape[1:]), seed, _BOUND - int(process.timesteps[step]))
+            return indexed_normal(index, tuple(x_0.shape[1:]), seed, VLB_STREAM - int(process.timesteps[step]))
 
         with self._evaluating():
             return bits_per_dim(denoise, x_0, process, noise)
 
-    def _guide(self, support: Tensor | None, label: Tensor | None, how: SamplingConfig) -> Guide:
+    def _guide(self, support: Tensor | None, label: Tensor | None, sampling: SamplingConfig) -> Conditioning:
         """What conditions generation; encoded once unless the encoder sees t."""
-        requests.check_guidance(how, self.config)
+        requests.check_guidance(sampling, self.config)
         if self.config.encoder.takes_support:
             if support is None or label is not None:
                 raise ValueError(
                     "This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one."
                 )
             if self.config.encoder.time_token == "timestep":
-                support = support.to(self._where)  # once, not at every step
-                return Guide(lambda t: self._encode_support(support, t.expand(support.shape[0])), self.null_context)
+                support = support.to(self._weights_device)  # once, not at every step
+                return Conditioning(
+                    lambda t: self._encode_support(support, t.expand(support.shape[0])), self.null_context
+                )
             context: Tensor | None = self._encode_support(support)
         else:
             if support is not None:
                 requests.check_support(tuple(support.shape), self.config)
             if label is not None:
                 requests.check_labels(label.tolist(), self.config)
-                label = label.to(self._where)
+                label = label.to(self._weights_device)
             context = self._label_context(label)
-        return Guide(lambda t: context, self.null_context)
+        return Conditioning(lambda t: context, self.null_context)
 
     @property
-    def _where(self) -> torch.device:
+    def _weights_device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
     @contextmanager

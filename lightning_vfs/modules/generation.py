@@ -17,7 +17,7 @@ from lightning_vfs.modules.noise import START, indexed_normal
 from lightning_vfs.training.precision import at_least_float32
 
 
-class Guide(NamedTuple):
+class Conditioning(NamedTuple):
     """What conditions generation.
 
     Attributes:
@@ -33,27 +33,27 @@ class Guide(NamedTuple):
 def generate(
     denoiser: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     diffusion: GaussianDiffusion,
-    guide: Guide,
-    guide_of: Tensor,
+    guide: Conditioning,
+    context_index: Tensor,
     index: Tensor,
     shape: tuple[int, ...],
-    how: SamplingConfig,
+    sampling: SamplingConfig,
     seed: int,
 ) -> Tensor:
-    """x_0 (m, *shape) of global indices (m,), each conditioned on the context of guide `guide_of` (m,).
+    """x_0 (m, *shape) of global indices (m,), each conditioned on the context of guide `context_index` (m,).
 
     Raises:
         ConfigError: more steps than the process has.
     """
-    process = diffusion.respaced(how.steps)
-    scales = how.guidance_scales(process.timesteps).tolist()
+    process = diffusion.respaced(sampling.steps)
+    scales = sampling.guidance_scales(process.timesteps).tolist()
     noise = partial(indexed_normal, index, shape, seed)
 
     def denoise(x_t: Tensor, t: Tensor, step: int) -> Tensor:
         contexts = guide.contexts(t[0])
         if contexts is None:
             return at_least_float32(denoiser(x_t, t, None))
-        context = contexts[guide_of]
+        context = contexts[context_index]
         if scales[step] == 1 or guide.null_context is None:
             return at_least_float32(denoiser(x_t, t, context))
         null = guide.null_context.expand_as(context)
@@ -61,4 +61,6 @@ def generate(
         conditional, unconditional = both.chunk(2)
         return guided(conditional, unconditional, scales[step], shape[0])
 
-    return sample(denoise, noise(stream=START), process, how.sampler, how.eta, lambda step: noise(stream=step))
+    return sample(
+        denoise, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step)
+    )

@@ -23,7 +23,7 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
-from lightning_vfs.modules.contracted import ContractedModule, images_of
+from lightning_vfs.modules.contracted import SetContractModule, images_of
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -61,7 +61,7 @@ from lightning_vfs.training.sharding import check_strategy, is_sharded
 from lightning_vfs.training.timestep_sampling import LossSecondMoment
 
 
-class VFSDDPM(ContractedModule):
+class VFSDDPM(SetContractModule):
     """Few-shot diffusion model: a set encoder conditions a denoiser.
 
     A batch is a tensor of sets `(b, n, c, h, w)` in [-1, 1], or a mapping with it under `images` and, optionally, the
@@ -163,7 +163,7 @@ class VFSDDPM(ContractedModule):
             set_memory_format(self, device, self.hparams["channels_last"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: as `ContractedModule`, and go on from what is no weight."""
+        """Before a weight is copied: as `SetContractModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
         averaged = "averaging_state" in checkpoint
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
@@ -374,7 +374,7 @@ class VFSDDPM(ContractedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """As `ContractedModule`; and an optimizer whose state is read next keeps this run's implementation."""
+        """As `SetContractModule`; and an optimizer whose state is read next keeps this run's implementation."""
         super().on_fit_start()
         for optimizer in self.trainer.optimizers:
             keep_implementation(optimizer)
@@ -423,7 +423,7 @@ class VFSDDPM(ContractedModule):
         """
         config, state_dict = load_pretrained(name)
         model = cls(config)
-        model._adopt(model._agreed(contract.patch_dim_of(state_dict, config), []))
+        model._apply_config(model._resolve_set_size(contract.patch_dim_of(state_dict, config), []))
         model.load_state_dict(state_dict)
         return model.eval()
 

@@ -15,7 +15,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import EvaluationPlan, SplitEvaluation
 from lightning_vfs.metrics import FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import FidelityOptions
@@ -26,7 +26,7 @@ def split_figures(rank, world_size, num_images, num_real):
     metrics = ("fid",) if num_real else ("fid", "kid", "isc", "prc")
     plan = EvaluationPlan(num_images, num_real, ways, options=FidelityOptions(kid_subset_size=20, isc_splits=2))
     evaluation = SplitEvaluation("test", Patterns().split("test"), ImageFeatures(TINY, metrics), plan)
-    share = Share(rank, world_size, batch_size=7, device=torch.device("cpu"), show_progress=False)
+    share = RankShard(rank, world_size, batch_size=7, device=torch.device("cpu"), show_progress=False)
     # Twice: the second time with the real features that were kept.
     results = [evaluation.evaluate(Painter(), 3, share) for _ in range(2)]
     return [{name: figure.value for name, figure in result.figures.items()} for result in results]

@@ -60,7 +60,7 @@ def namer(painter, data, config):
         def generate(self, support, index, label=None, **sampling):
             assert support is None and len(label) == len(index)
             split = data().split("train")
-            return super().generate(split.pixels(split.offsets[label.numpy()])[:, None], index)
+            return super().generate(split.float(split.offsets[label.numpy()])[:, None], index)
 
         def sample(self, label, num_images, **sampling):
             labels = label.repeat_interleave(num_images)
@@ -94,7 +94,7 @@ def test_images_and_bounds_follow_the_labels(trainer, baseline, data, fid, tmp_p
     saved = [Image.open(tmp_path / "images" / "train" / "generated" / f"{i:06d}.png") for i in range(30)]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in saved]))[:, None]
     assert (pixels / 127.5 - 1 - expected).abs().max() < 0.5 / 127
-    bound = model.bits_per_dim(split.pixels(episodes.targets[:5]), None, index[:5], steps=3, label=labels[:5])
+    bound = model.bits_per_dim(split.float(episodes.targets[:5]), None, index[:5], steps=3, label=labels[:5])
     record = EvaluationRecord.read(tmp_path / "fid.json")
     assert record.likelihood["in"].terms == pytest.approx(bound.terms.mean(dim=0).tolist(), rel=1e-5)
 

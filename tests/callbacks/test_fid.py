@@ -59,8 +59,8 @@ def test_figure_is_that_of_images_generated_from_the_episodes(trainer, painter, 
     run.validate(model, datamodule=sets, verbose=False)
     split, metric = sets.split("test"), FidelityMetric(ImageFeatures(tiny))
     episodes = split.episodes(100, shots=3, seed=7)
-    generated = model.generate(split.pixels(episodes.supports[:30]), torch.arange(30), seed=7)
-    real = split.images if num_real is None else split.bytes(episodes.targets)
+    generated = model.generate(split.float(episodes.supports[:30]), torch.arange(30), seed=7)
+    real = split.images if num_real is None else split.uint8(episodes.targets)
     metric.update(to_uint8(generated), real=False, index=torch.arange(30))
     metric.update(real, real=True, index=torch.arange(len(real)))
     assert figures(run) == {OUT[0]: pytest.approx(metric.compute()["fid"].item(), rel=1e-6)}

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.callbacks import RunProgressBar, progress
-from lightning_vfs.evaluation.shard import Share
+from lightning_vfs.evaluation.shard import RankShard
 from tests.callbacks.conftest import CONFIG, Patterns
 
 
@@ -181,8 +181,8 @@ def test_a_bar_on_a_terminal(terminal: Terminal, clock: list[float]) -> None:
     assert terminal.getvalue().endswith("\n")
 
 
-def share(show: bool) -> Share:
-    return Share(rank=0, world_size=1, batch_size=2, device=torch.device("cpu"), show_progress=show)
+def share(show: bool) -> RankShard:
+    return RankShard(rank=0, world_size=1, batch_size=2, device=torch.device("cpu"), show_progress=show)
 
 
 def test_the_bar_of_an_evaluation_vanishes(terminal: Terminal) -> None:

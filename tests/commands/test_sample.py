@@ -138,7 +138,7 @@ def test_an_unconditional_model_takes_nothing(tiny_model, sampled) -> None:
         (LABELS, ["--label=3"], "--label is 3. There is no class 3: this model knows its 3 training classes, 0 to 2"),
         (NOTHING, ["support"], "is conditioned on no support (encoder.architecture is 'none'): leave it out"),
         (NOTHING, ["--label=0"], "--label is 0, but this model is conditioned on no label"),
-        ({}, ["support", "--guidance_scale=2"], "guidance_scale is 2.0, but this model knows no null context"),
+        ({}, ["support", "--guidance_scale=2"], "this model was trained without a null context"),
         (FEW_SHOT, ["support", "--sampler=ddpm", "--eta=1"], "eta is 1.0, but it is DDIM's"),
     ],
 )  # fmt: skip

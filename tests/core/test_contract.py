@@ -15,9 +15,9 @@ from lightning_vfs.core import (
     SetSizeMismatchError,
     StaleSetSizeWarning,
     VFSConfig,
-    agree,
     check_batch,
     check_support,
+    resolve_set_size,
 )
 
 
@@ -28,12 +28,12 @@ def config_of(set_size: int, held_out: str = "zero_slot", tokenizer: str = "stac
 def test_row_1_all_agree_in_silence() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert agree(config_of(6), weights=72, data=6) == config_of(6)
+        assert resolve_set_size(config_of(6), weights=72, data=6) == config_of(6)
 
 
 def test_row_2_a_stale_configuration_gives_one_warning_with_both_numbers() -> None:
     with pytest.warns(StaleSetSizeWarning) as caught:
-        assert agree(config_of(5), weights=72, data=6) == config_of(6)
+        assert resolve_set_size(config_of(5), weights=72, data=6) == config_of(6)
     assert len(caught) == 1
     assert "sets of 5" in str(caught[0].message)
     assert "sets of 6 (72 = 2²·6·3)" in str(caught[0].message)
@@ -42,7 +42,7 @@ def test_row_2_a_stale_configuration_gives_one_warning_with_both_numbers() -> No
 @pytest.mark.parametrize("configured", [5, 6, 7])
 def test_row_3_other_data_is_refused_with_the_formula_and_the_ways_out(configured: int) -> None:
     with pytest.raises(SetSizeMismatchError) as error:
-        agree(config_of(configured), weights=72, data=5)
+        resolve_set_size(config_of(configured), weights=72, data=5)
     for text in (
         "sets of 6 (72 = 2²·6·3)",
         "sets of 5 (60 = 2²·5·3)",
@@ -53,21 +53,21 @@ def test_row_3_other_data_is_refused_with_the_formula_and_the_ways_out(configure
 
 
 def test_row_3_adapts_when_asked_to() -> None:
-    assert agree(config_of(6), weights=72, data=5, on_mismatch="adapt") == config_of(6)
+    assert resolve_set_size(config_of(6), weights=72, data=5, on_mismatch="adapt") == config_of(6)
 
 
 def test_row_4_weights_that_fit_no_set() -> None:
     with pytest.raises(CheckpointError, match=r"70.*no multiple of 2²·3 = 12.*differ from those of the weights"):
-        agree(config_of(6), weights=70, data=6)
+        resolve_set_size(config_of(6), weights=70, data=6)
     with pytest.raises(CheckpointError, match="it fits 1 channels instead of 3"):
-        agree(config_of(5), weights=20)
+        resolve_set_size(config_of(5), weights=20)
     with pytest.raises(CheckpointError, match="it fits patches of 1 instead of 2"):
-        agree(config_of(6), weights=18)
+        resolve_set_size(config_of(6), weights=18)
 
 
 def test_row_5_without_data_the_weights_win() -> None:
     with pytest.warns(StaleSetSizeWarning):
-        assert agree(config_of(5), weights=72).sets.set_size == 6
+        assert resolve_set_size(config_of(5), weights=72).sets.set_size == 6
 
 
 @given(
@@ -89,7 +89,9 @@ def test_every_cell_is_silence_one_warning_or_the_named_error(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            agreed = agree(config(configured), weights=config(weights).patch_dim, data=data, on_mismatch=on_mismatch)
+            agreed = resolve_set_size(
+                config(configured), weights=config(weights).patch_dim, data=data, on_mismatch=on_mismatch
+            )
         except SetSizeMismatchError:
             assert tokenizer == "stack" and on_mismatch == "error" and data not in (None, weights)
             return

@@ -12,8 +12,8 @@ from lightning_vfs.core import (
     ConfigError,
     DiffusionConfig,
     GaussianDiffusion,
-    betas_for,
     gaussian_kl,
+    make_betas,
     sample,
     standard_gaussian_kl_bits,
 )
@@ -25,7 +25,7 @@ RNG = np.random.default_rng(0)
 X_0 = RNG.uniform(-1, 1, (5, 2, 4, 4)).astype(np.float32)
 NOISE = RNG.normal(size=X_0.shape).astype(np.float32)
 T = np.array([0, 1, 20, 48, 49])
-ALPHA_BAR = np.cumprod(1 - betas_for("cosine", 50))[T][:, None, None, None]
+ALPHA_BAR = np.cumprod(1 - make_betas("cosine", 50))[T][:, None, None, None]
 
 
 def diffusion_of(**values: Any) -> GaussianDiffusion:
@@ -45,7 +45,7 @@ def test_posterior_is_bayes_rule(array) -> None:
     diffusion = diffusion_of()
     x_t = RNG.normal(size=X_0.shape).astype(np.float32)
     mean, log_variance = diffusion.q_posterior(array(X_0), array(x_t), array(T))
-    previous = np.append(1.0, np.cumprod(1 - betas_for("cosine", 50)))[T][:, None, None, None]
+    previous = np.append(1.0, np.cumprod(1 - make_betas("cosine", 50)))[T][:, None, None, None]
     beta = 1 - ALPHA_BAR / previous
     for i in range(1, 5):
         # q(x_{t-1} | x_0) times q(x_t | x_{t-1}), both normal: precisions add
@@ -65,7 +65,7 @@ def test_a_perfect_prediction_gives_x_0_back(array, prediction: str) -> None:
     x_t = diffusion.q_sample(x_0, t, noise)
     # At the last step alpha_bar is 2e-6, so that an eps of float32 carries no image.
     bound = rounding(8, gain=1 / np.sqrt(ALPHA_BAR[:4].min()))["atol"]
-    close(diffusion.predict_xstart(diffusion.target(x_0, t, noise), x_t, t)[:4], X_0[:4], bound)
+    close(diffusion.predict_x_0(diffusion.target(x_0, t, noise), x_t, t)[:4], X_0[:4], bound)
 
 
 def test_v_is_its_definition(array) -> None:
@@ -76,7 +76,7 @@ def test_v_is_its_definition(array) -> None:
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_variances(array, variance: str) -> None:
     diffusion = diffusion_of(variance=variance, prediction="x_0")
-    betas = betas_for("cosine", 50)
+    betas = make_betas("cosine", 50)
     previous = np.append(1.0, np.cumprod(1 - betas))[:-1]
     posterior = betas * (1 - previous) / (1 - np.cumprod(1 - betas))
     posterior[0] = posterior[1]
@@ -117,7 +117,7 @@ def test_samplers_draw_from_a_normal_distribution_with_its_optimal_denoiser(samp
     """Data N(0.3, 0.2^2): E[x_0 | x_t] is known, so the samples' mean and deviation are too."""
     mean, deviation = 0.3, 0.2
     diffusion = GaussianDiffusion(DiffusionConfig(timesteps=1000, prediction="x_0", clip_denoised=False)).respaced(200)
-    alpha_bar = np.cumprod(1 - betas_for("cosine", 1000))
+    alpha_bar = np.cumprod(1 - make_betas("cosine", 1000))
     rng = np.random.default_rng(0)
 
     def denoise(x: np.ndarray, t: np.ndarray, step: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_losses_with_learned_variance_are_their_closed_forms(array, schedule: st
     t, rng = np.array([0, 1, 2, 20, 45]), np.random.default_rng(1)
     x_0 = np.round(X_0.astype(np.float64) * 120) / 127.5  # 8-bit images, neither black nor white
     output = np.concatenate([NOISE + 0.5 * rng.normal(size=NOISE.shape), rng.uniform(-1, 1, NOISE.shape)], axis=1)
-    every = np.append(1.0, np.cumprod(1 - betas_for(schedule, 50)))
+    every = np.append(1.0, np.cumprod(1 - make_betas(schedule, 50)))
     a, before = (every[i][:, None, None, None] for i in (t + 1, t))
     beta = 1 - a / before
     posterior_variance = beta * (1 - before) / (1 - a)
@@ -242,9 +242,9 @@ def test_clipping_is_asked_for_or_left_to_the_configuration() -> None:
     far, t = np.full_like(X_0, 5.0), T
     for configured in (True, False):
         diffusion = diffusion_of(prediction="x_0", clip_denoised=configured)
-        assert diffusion.predict_xstart(far, NOISE, t).max() == (1 if configured else 5)
-        assert diffusion.p_mean_variance(far, NOISE, t, clip=True).pred_xstart.max() == 1
-        assert diffusion.p_mean_variance(far, NOISE, t, clip=False).pred_xstart.max() == 5
+        assert diffusion.predict_x_0(far, NOISE, t).max() == (1 if configured else 5)
+        assert diffusion.p_mean_variance(far, NOISE, t, clip=True).pred_x_0.max() == 1
+        assert diffusion.p_mean_variance(far, NOISE, t, clip=False).pred_x_0.max() == 5
 
 
 def test_variational_bound_is_the_kl_of_the_two_posteriors() -> None:

@@ -1,4 +1,4 @@
-"""What imports what: the core imports no framework. That nothing imports upwards, import-linter checks (`make lint`)."""
+"""What is imported: the core imports no framework. That nothing imports upwards, `make lint` checks."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def of_process(prediction: Any, variance: Any, sampler: str, eta: float) -> list
             Case("q_sample", process.q_sample, X_0, T, NOISE),
             Case("on", lambda x, t, noise: process.on(x).q_sample(x, t, noise), X_0, T, NOISE),
             Case("q_posterior", process.q_posterior, X_0, x_t, T),
-            Case("predict_xstart", process.predict_xstart, output, x_t, T),
+            Case("predict_x_0", process.predict_x_0, output, x_t, T),
             Case("ddpm_step", process.ddpm_step, output, x_t, T, OTHER_NOISE),
             Case("ddim_step", process.ddim_step, output, x_t, T, T - 1),
             Case("ddim_step, eta 0.7", noisy_step, output, x_t, T, OTHER_NOISE),
@@ -159,8 +159,17 @@ def each_case(dtype: type) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", all_cases(dtype), ids=lambda case: case.name)
 
 
-NO_ARRAYS = {"betas_for", "respaced_timesteps", "sincos_positions", "GaussianDiffusion.respaced"}
-NO_ARRAYS_IN = {"config_checks", "contract", "errors", "seeding", "unet"}  # nor in configurations
+NO_ARRAYS = {"make_betas", "space_timesteps", "sincos_positions", "GaussianDiffusion.respaced"}
+NO_ARRAYS_IN = {
+    "checks",
+    "contract",
+    "errors",
+    "files",
+    "progress",
+    "requests",
+    "seeding",
+    "unet",
+}  # nor in configurations
 
 
 def array_functions() -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 
-from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, betas_for
+from lightning_vfs.core import DiffusionConfig, GaussianDiffusion, make_betas
 from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim, prior_bits_per_dim
 from tests.numerics import rounding
 
@@ -27,7 +27,7 @@ def linear(kept: tuple[int, ...] = KEPT, **values: Any) -> GaussianDiffusion:
 
 
 def alpha_bar_of(kept: tuple[int, ...] = KEPT) -> np.ndarray:
-    return np.cumprod(1 - betas_for("linear", 1000))[list(kept)]
+    return np.cumprod(1 - make_betas("linear", 1000))[list(kept)]
 
 
 def images_mean(x: np.ndarray) -> np.ndarray:

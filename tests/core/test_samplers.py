@@ -17,8 +17,8 @@ from lightning_vfs.core import (
     DiffusionConfig,
     GaussianDiffusion,
     SamplingConfig,
-    betas_for,
     guided,
+    make_betas,
     sample,
 )
 from tests.numerics import rounding
@@ -49,7 +49,7 @@ class Run:
     def __init__(self, steps: int, dtype: torch.dtype, **config: Any) -> None:
         self.process = GaussianDiffusion(DiffusionConfig(1000, **config)).respaced(steps)
         self.config, self.dtype = self.process.config, dtype
-        self.betas = betas_for(self.config.schedule, 1000)
+        self.betas = make_betas(self.config.schedule, 1000)
         self.alpha_bar = torch.as_tensor(np.cumprod(1 - self.betas))
         self.timesteps = self.process.timesteps[::-1].tolist()
 
@@ -184,7 +184,7 @@ def ode_error(sampler: Any, steps: int) -> float:
     timesteps, s = 20_000, 0.5
     kept = tuple(np.linspace(timesteps // 5, timesteps - 1, steps).round().astype(int).tolist())
     config = DiffusionConfig(timesteps, "linear", "x_0", clip_denoised=False)
-    alpha_bar = np.cumprod(1 - betas_for("linear", timesteps))
+    alpha_bar = np.cumprod(1 - make_betas("linear", timesteps))
     deviation = np.sqrt(alpha_bar * s**2 + 1 - alpha_bar)
     x_T, seen = np.ones((1, 1, 1, 1)), {}  # noqa: N806 - the papers' name
 

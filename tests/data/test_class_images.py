@@ -16,13 +16,13 @@ Numbered = Callable[..., ClassImages]
 
 def test_pixels_have_the_shape_of_the_indices_and_lie_between_minus_one_and_one(numbered: Numbered) -> None:
     images = numbered([100, 156], channels=3)
-    pixels = images.pixels([[0, 255, 128], [1, 2, 3]])
+    pixels = images.float([[0, 255, 128], [1, 2, 3]])
     assert pixels.shape == (2, 3, 3, 2, 2)
     assert pixels.dtype == torch.float32
     assert pixels[0, :, 0, 0, 0].tolist() == [-1.0, 1.0, np.float32(128) / np.float32(127.5) - 1]
-    assert torch.equal(images.bytes(7), torch.full((3, 2, 2), 7, dtype=torch.uint8))
+    assert torch.equal(images.uint8(7), torch.full((3, 2, 2), 7, dtype=torch.uint8))
     with pytest.raises(IndexError):
-        images.pixels([256])
+        images.float([256])
 
 
 def test_a_selection_has_the_chosen_classes_in_the_order_given_without_copying_pixels(numbered: Numbered) -> None:
@@ -32,14 +32,14 @@ def test_a_selection_has_the_chosen_classes_in_the_order_given_without_copying_p
     assert chosen.counts.tolist() == [4, 2]
     assert chosen.offsets.tolist() == [0, 4]
     assert chosen.labels.tolist() == [0, 0, 0, 0, 1, 1]
-    assert chosen.bytes(range(6))[:, 0, 0, 0].tolist() == [5, 6, 7, 8, 0, 1]
-    assert torch.equal(chosen.images, chosen.bytes(range(6)))
+    assert chosen.uint8(range(6))[:, 0, 0, 0].tolist() == [5, 6, 7, 8, 0, 1]
+    assert torch.equal(chosen.images, chosen.uint8(range(6)))
     images.images[5] = 99
-    assert chosen.bytes(0).flatten()[0] == 99
+    assert chosen.uint8(0).flatten()[0] == 99
     again = chosen.select([1])
-    assert (again.class_names, again.bytes([0, 1])[:, 0, 0, 0].tolist()) == (("a",), [0, 1])
+    assert (again.class_names, again.uint8([0, 1])[:, 0, 0, 0].tolist()) == (("a",), [0, 1])
     with pytest.raises(IndexError):
-        again.bytes(2)
+        again.uint8(2)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_every_folder_is_a_class_and_its_images_keep_their_pixels(image_folder: 
     for split in ("train", "val", "test"):
         images = data.split(split)  # type: ignore[arg-type]
         for label, name in enumerate(images.class_names):
-            values = images.bytes(images.offsets[label] + np.arange(3))
+            values = images.uint8(images.offsets[label] + np.arange(3))
             assert (values == 10 * int(name[1:]) + torch.arange(3)[:, None, None, None]).all()
 
 
@@ -69,7 +69,7 @@ def test_images_are_called_by_their_paths_below_the_root(image_folder: Write) ->
         for split, name in (("train", "b"), ("val", "a")):
             images = data.split(split)  # type: ignore[arg-type]
             assert [images.name_of(i) for i in range(2)] == [f"{split}/{name}/1.png", f"{split}/{name}/2.png"]
-            assert images.bytes([0, 1])[:, 0, 0, 0].tolist() == [1, 2]
+            assert images.uint8([0, 1])[:, 0, 0, 0].tolist() == [1, 2]
 
 
 def test_explicit_splits_are_kept(image_folder: Write) -> None:
@@ -199,7 +199,7 @@ def test_what_changes_the_pixels_is_decoded_anew(image_folder: Write, cache_fold
     images = sets(root, **arguments).load()
     assert len(list(cache_folder.glob("folders-*.safetensors"))) == 2
     if change.startswith("pixels"):
-        assert images.bytes(0).unique().tolist() == [200]  # type: ignore[union-attr]
+        assert images.uint8(0).unique().tolist() == [200]  # type: ignore[union-attr]
 
 
 # Pixels
@@ -307,7 +307,7 @@ def test_a_support_is_decoded_as_training_images_are(image_folder: Write) -> Non
     colours = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     root = image_folder({f"c{i}/{j}.png": colours for i in range(3) for j in range(2)})
     images = sets(root, image_size=16, channels=3).split("train")
-    assert torch.equal(load_support(root / "c0", 16, 3)[0], images.pixels(0))
+    assert torch.equal(load_support(root / "c0", 16, 3)[0], images.float(0))
 
 
 def test_a_support_that_is_not_there_is_explained(image_folder: Write) -> None:

@@ -112,7 +112,7 @@ def test_size_tells_small_from_capital_letters_and_place_a_cedilla_from_an_apost
 
 
 def test_faces_of_a_class_are_alike_and_differ(glyphs: ClassImages) -> None:
-    images = glyphs.pixels(range(len(glyphs))).flatten(1)
+    images = glyphs.float(range(len(glyphs))).flatten(1)
     means = torch.zeros(glyphs.num_classes, images.shape[1]).index_add_(0, torch.from_numpy(glyphs.labels), images)
     means /= torch.from_numpy(glyphs.counts)[:, None]
     sample = torch.arange(0, len(glyphs), 97)
@@ -137,8 +137,8 @@ def test_glyphs_are_rendered_once_and_the_same_every_time(
 
 
 def test_three_channels_are_the_same_grey(rendered: str) -> None:
-    grey = GlyphSets(cache_dir=rendered).split("train").bytes([0, 500])
-    colour = GlyphSets(cache_dir=rendered, channels=3).split("train").bytes([0, 500])
+    grey = GlyphSets(cache_dir=rendered).split("train").uint8([0, 500])
+    colour = GlyphSets(cache_dir=rendered, channels=3).split("train").uint8([0, 500])
     assert torch.equal(colour, grey.expand(-1, 3, -1, -1))
 
 

@@ -45,9 +45,9 @@ def test_mapped_images_can_be_used_without_a_warning_and_never_change_the_file(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images = cached_images(tmp_path, "x", "key", build)
-        images.pixels([0, 1])
+        images.float([0, 1])
     images.images[:] = 0
-    assert cached_images(tmp_path, "x", "key", never).bytes(4).unique().tolist() == [4]
+    assert cached_images(tmp_path, "x", "key", never).uint8(4).unique().tolist() == [4]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_built_again_with_a_warning(
     file.write_bytes(whole[:left])
     with pytest.warns(DamagedCacheWarning, match=f"{file} is damaged .*: decoding the images again"):
         images = cached_images(tmp_path, "x", "key", build)
-    assert images.bytes(4).unique().tolist() == [4]
+    assert images.uint8(4).unique().tolist() == [4]
     assert file.read_bytes() == whole
 
 

@@ -67,7 +67,7 @@ def test_the_index_of_a_set_counts_over_epochs(numbered: Numbered) -> None:
 
 
 def test_sets_that_are_not_drawn_anew_are_those_of_epoch_0(numbered: Numbered) -> None:
-    fixed = sampler(numbered([5] * 7), anew=False)
+    fixed = sampler(numbered([5] * 7), resample=False)
     first = epoch_of(fixed)
     fixed.set_epoch(3)
     assert all(np.array_equal(a, b) for a, b in zip(first, epoch_of(fixed), strict=True))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.core.files import file_sha256, hash_of
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.evaluation.comparison import compare
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
@@ -521,13 +521,6 @@ def test_hashes_see_every_difference() -> None:
         ("?",),
     ]
     assert len({hash_of(*values) for values in others}) == len(others)
-
-
-def test_the_hash_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with pytest.raises(EvaluationError, match=f"{tmp_path}/y cannot be read"):
-        file_sha256(tmp_path / "y")
 
 
 def test_versions_are_those_of_the_packages() -> None:

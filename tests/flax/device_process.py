@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lightning_vfs.flax import FlaxVFSDDPM, sampling
+from lightning_vfs.flax import FlaxVFSDDPM, generation
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -17,7 +17,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 def main(folder: Path) -> None:
     model = FlaxVFSDDPM.from_pretrained(folder)
     support, devices = np.load(folder / "support.npy"), jax.devices()
-    generate, report = sampling.generate, {"devices": len(devices), "parts": [], "collectives": []}
+    generate, report = generation.generate, {"devices": len(devices), "parts": [], "collectives": []}
     images = {"one": model.sample(support, 6, 4, guidance_scale=1.5)}
     compiled = []
 
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
         report["parts"].append([(str(shard.index[0]), *shard.data.shape) for shard in out.addressable_shards])
         return out
 
-    sampling.generate = watched
+    generation.generate = watched
     images["four"] = model.sample(support, 6, 4, guidance_scale=1.5, batch_size=5, devices=devices)
     np.savez(folder / "images.npz", **images)
     print(json.dumps(report | {"torch": "torch" in sys.modules}))

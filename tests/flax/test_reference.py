@@ -48,7 +48,7 @@ def of_reverse_step(model: FlaxVFSDDPM, inputs: dict, expected: dict) -> dict[st
     return {
         "p_mean": step.mean,
         "p_log_variance": step.log_variance,
-        "pred_xstart": step.pred_xstart,
+        "pred_xstart": step.pred_x_0,
         "ddim_eta0": ddim,
     }
 

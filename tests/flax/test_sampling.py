@@ -16,7 +16,7 @@ import torch
 
 from lightning_vfs import SetSizeMismatchError
 from lightning_vfs.core import ConfigError, DiffusionConfig
-from lightning_vfs.flax import FlaxVFSDDPM, sampling
+from lightning_vfs.flax import FlaxVFSDDPM, generation
 from lightning_vfs.flax.networks import Networks
 from tests.flax.compilation import quick_jit
 from tests.flax.models import UNET
@@ -67,8 +67,8 @@ DRAWS: dict[str, tuple[dict, dict, dict]] = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_images_are_those_of_torch(tiny_model, monkeypatch, name: str) -> None:
-    quick = quick_jit(sampling.generate.__wrapped__, static_argnames=("networks", "how"))
-    monkeypatch.setattr(sampling, "generate", quick)
+    quick = quick_jit(generation.generate.__wrapped__, static_argnames=("networks", "sampling"))
+    monkeypatch.setattr(generation, "generate", quick)
     model, condition, how = DRAWS[name]
     model, how = tiny_model(**model), {"num_images": 5, "steps": 6, "batch_size": 3, **how}
     expected = model.sample(**condition, **how)
@@ -97,7 +97,7 @@ def test_images_do_not_depend_on_the_batch_size(tiny_model) -> None:
     ],
 )
 def test_contexts_of_supports_are_those_of_torch(tiny_model, monkeypatch, model: dict, t: list[int] | None) -> None:
-    monkeypatch.setattr(sampling, "guide", quick_jit(sampling.guide.__wrapped__, static_argnames="networks"))
+    monkeypatch.setattr(generation, "guide", quick_jit(generation.guide.__wrapped__, static_argnames="networks"))
     model, support = tiny_model(**model), supports(2, 3)
     expected = model.encode(support, None if t is None else torch.tensor(t))
     context = FlaxVFSDDPM.from_torch(model).encode(support.numpy(), None if t is None else np.array(t))
@@ -108,7 +108,7 @@ def test_contexts_of_supports_are_those_of_torch(tiny_model, monkeypatch, model:
 @pytest.mark.parametrize("time_token", ["none", "timestep"])
 def test_one_compilation_does_for_all_seeds_weights_and_batches(tiny_model, monkeypatch, time_token: str) -> None:
     noises, guides = [], []
-    monkeypatch.setattr(sampling, "indexed_normal", counting(sampling.indexed_normal, noises))
+    monkeypatch.setattr(generation, "indexed_normal", counting(generation.indexed_normal, noises))
     monkeypatch.setattr(Networks, "guide", counting(Networks.guide, guides))
     twin = FlaxVFSDDPM.from_torch(tiny_model(encoder={"time_token": time_token}, diffusion={"timesteps": 23}))
 
@@ -152,7 +152,7 @@ def test_supports_and_options_that_cannot_work_are_refused_as_by_torch(tiny_mode
         ({"num_images": 0}, "num_images is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"guidance_interval": [3, 3]}, "guidance_interval"),
-        ({"guidance_scale": 2.0}, "guidance_scale is 2.0, but this model knows no null context"),
+        ({"guidance_scale": 2.0}, "guidance_scale is 2.0, but this model was trained without a null context"),
     ):
         with pytest.raises(ConfigError, match=said):
             twin.sample(np.zeros((2, 3, 8, 8), np.float32), **{"steps": 6, **wrong})

@@ -42,5 +42,5 @@ def test_outputs_are_those_of_the_jax_system(name: str) -> None:
     step = diffusion.p_mean_variance(output, x_t, t)
     torch.testing.assert_close(step.mean, case["outputs/p_mean"], **TOLERANCE)
     torch.testing.assert_close(step.log_variance, case["outputs/p_log_variance"], **TOLERANCE)
-    torch.testing.assert_close(step.pred_xstart, case["outputs/pred_xstart"], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(step.pred_x_0, case["outputs/pred_xstart"], atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(diffusion.ddim_step(output, x_t, t, t - 1), case["outputs/ddim_eta0"], **TOLERANCE)

@@ -33,7 +33,7 @@ def unseen(data, features):
     """Images of classes that it was not trained on, their features and labels, in random order."""
     split = data.split("test")
     order = np.random.default_rng(0).permutation(len(split))
-    images = split.bytes(order)
+    images = split.uint8(order)
     return images, features_of(features, images), torch.from_numpy(split.labels[order])
 
 

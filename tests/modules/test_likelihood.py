@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_vfs.core import ConfigError, SetSizeMismatchError, betas_for
+from lightning_vfs.core import ConfigError, SetSizeMismatchError, make_betas
 from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
 from lightning_vfs.modules.noise import indexed_normal
 
@@ -50,7 +50,7 @@ def test_the_figure_of_an_image_does_not_depend_on_its_batch(tiny_model, parts: 
 @pytest.mark.parametrize("parts", VARIANTS)
 def test_every_image_is_given_the_context_of_its_support_at_the_timestep(tiny_model, parts: dict) -> None:
     model = tiny_model(**parts)
-    alpha_bar = (1 - betas_for("cosine", model.config.diffusion.timesteps)).cumprod()
+    alpha_bar = (1 - make_betas("cosine", model.config.diffusion.timesteps)).cumprod()
     drawn: dict[int, Tensor] = {}
 
     def record(module: Any, args: tuple[Tensor, Tensor, Tensor]) -> None:

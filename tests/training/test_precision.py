@@ -85,7 +85,7 @@ def test_it_trains_evaluates_and_samples(precision: str, clipping: str, evaluati
     assert trainer.callback_metrics["val/loss"].isfinite()
     (figures,) = trainer.test(model, datamodule=Patterns(), verbose=False)
     assert all(torch.tensor(value).isfinite() for value in figures.values())
-    images = model.sample(Patterns().split("test").pixels(torch.arange(3).numpy()), num_images=2, steps=2)
+    images = model.sample(Patterns().split("test").float(torch.arange(3).numpy()), num_images=2, steps=2)
     assert images.dtype == (torch.float32 if precision != "64-true" else images.dtype) and images.isfinite().all()
 
 

@@ -213,7 +213,7 @@ def guidable(config):
 def test_sampler_and_guidance_reach_the_model_and_the_record(evaluated, guidable, data, tmp_path):
     split = data().split("test")
     episodes = split.episodes(20, shots=3, seed=0)
-    support, index = split.pixels(episodes.supports), torch.arange(20)
+    support, index = split.float(episodes.supports), torch.arange(20)
     seen = []
     for asked, recorded in (
         ({}, ("ddim", 0.0, None, None)),

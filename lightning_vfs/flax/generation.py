@@ -27,25 +27,25 @@ def guide(networks: Networks, params: Params, support: jax.Array, t: jax.Array |
     return networks.guide(params, support, t)
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "how"))
+@functools.partial(jax.jit, static_argnames=("networks", "sampling"))
 def generate(
     networks: Networks,
     params: Params,
     guides: jax.Array | None,
-    guide_of: jax.Array,
+    context_index: jax.Array,
     index: jax.Array,
     seed: UInt64,
     *,
-    how: SamplingConfig,
+    sampling: SamplingConfig,
 ) -> jax.Array:
     """One image (c, h, w) in [-1, 1] for every global index; its noise depends on index and seed alone.
 
     Args:
         guides: contexts (b, ...); where the encoder sees the timestep, supports (b, k, c, h, w); None without
             conditioning.
-        guide_of: int (m,), which of the guides an image has.
+        context_index: int (m,), which of the guides an image has.
         index: int (m,), global sample indices.
-        how: guided only where the parameters have a null context.
+        sampling: guided only where the parameters have a null context.
 
     Raises:
         ConfigError: more steps than the process has.
@@ -53,8 +53,8 @@ def generate(
     config = networks.config
     image = (config.denoiser_channels, config.denoiser_size, config.denoiser_size)
     noise = functools.partial(indexed_normal, index, image, seed)
-    process = GaussianDiffusion(config.diffusion).respaced(how.steps)
-    scales = jnp.asarray(how.guidance_scales(process.timesteps), dtype=jnp.float32)
+    process = GaussianDiffusion(config.diffusion).respaced(sampling.steps)
+    scales = jnp.asarray(sampling.guidance_scales(process.timesteps), dtype=jnp.float32)
 
     def contexts(t: jax.Array) -> jax.Array | None:
         if guides is None or config.encoder.time_token != "timestep":
@@ -62,16 +62,18 @@ def generate(
         return networks.guide(params, guides, jnp.repeat(t[:1], len(guides)))
 
     def denoise(x_t: jax.Array, t: jax.Array, step: jax.Array) -> jax.Array:
-        of_guides = contexts(t)
-        context = None if of_guides is None else of_guides[guide_of]
-        if context is None or not how.is_guided:
+        of_contexts = contexts(t)
+        context = None if of_contexts is None else of_contexts[context_index]
+        if context is None or not sampling.is_guided:
             return networks.denoise(params, x_t, t, context)
         null = jnp.broadcast_to(params["null_context"], context.shape)
         outputs = networks.denoise(params, _side_by_side(x_t, x_t), _side_by_side(t, t), _side_by_side(context, null))
         conditional, unconditional = jnp.moveaxis(outputs.reshape(-1, 2, *outputs.shape[1:]), 1, 0)
         return guided(conditional, unconditional, scales[step], image[0])
 
-    images = sample(denoise, noise(stream=START), process, how.sampler, how.eta, lambda step: noise(stream=step), _scan)
+    images = sample(
+        denoise, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step), _scan
+    )
     return jnp.clip(images, -1, 1)
 
 
