@@ -93,8 +93,8 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
     """
     encoder = config.encoder
     given = {"support": support, "label": label}
-    wanted = "support" if encoder.takes_support else "label" if encoder.architecture == "class_label" else None
-    if wanted and given[wanted] is None:
+    wanted = encoder.condition
+    if wanted is not None and given[wanted] is None:
         what = {
             "support": f"a folder with 1 to {config.sets.shots} images of one class",
             "label": f"the number of a training class, 0 to {encoder.num_classes - 1}",
