@@ -6,6 +6,7 @@ door (load hooks, command line, data, callbacks) asks the functions here; see th
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,9 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ClassMismatchError, SetSizeMismatchError
 
 OnMismatch = Literal["error", "adapt"]
+
+SLACK = 1.5
+"""Largest absolute value that passes for one in [-1, 1], as resizing may overshoot."""
 
 PATCH_DIM_KEY = "encoder.to_patch_embedding.norm.weight"
 """Name of the parameter whose length is `patch_dim`, in models whose encoder cuts images into patches."""
@@ -250,6 +254,30 @@ def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: O
         raise SetSizeMismatchError(_mismatch(config, sets.set_size, n))
     if n < 2 and sets.held_out != "none" and config.encoder.condition == "support":
         raise SetSizeMismatchError(f"A set needs at least 2 images to hold one out; the batch has sets of {n}.")
+
+
+def check_range(low: float, high: float) -> None:
+    """Refuse images whose values are not those of images in [-1, 1].
+
+    Args:
+        low, high: least and largest value of a batch.
+
+    Raises:
+        ValueError: a value is not finite, or far out of [-1, 1].
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("The batch has values that are not finite: look for damaged images in the data.")
+    if low < -SLACK or high > SLACK:
+        raise ValueError(
+            f"Images are floats in [-1, 1]; the batch has values from {low:.4g} to {high:.4g}. Scale pixels of 0 to "
+            "255 by x / 127.5 - 1, or deliver them as uint8, which is scaled here."
+        )
+    if low >= 0 and high > 0.5:
+        warnings.warn(
+            f"All values of the batch are from {low:.4g} to {high:.4g}, but images are expected in [-1, 1]: scale "
+            "those in [0, 1] by 2 * x - 1.",
+            stacklevel=2,
+        )
 
 
 def check_classes(names: Sequence[str], trained: Sequence[str] | None, config: VFSConfig) -> None:

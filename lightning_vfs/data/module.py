@@ -184,7 +184,8 @@ class SetDataModule(LightningDataModule, ABC):
             seed=global_seed() if self.seed is None else self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            resample=training and not getattr(trainer, "overfit_batches", 0),
+            resample=training,
+            same_sets=bool(getattr(trainer, "overfit_batches", 0)),
             drop_last=training,
         )
 

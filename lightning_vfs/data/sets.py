@@ -62,7 +62,9 @@ class SetSampler(Sampler[SetPlan]):
         seed: not negative.
         rank: of this process, below `world_size`.
         world_size: number of processes.
-        resample: draw other sets in every epoch; otherwise always those of epoch 0.
+        resample: draw other sets in every epoch; otherwise always those of epoch 0, with the same global indices.
+        same_sets: of `resample`, deliver the sets of epoch 0 in every epoch, with other global indices, which other
+            noise and timesteps follow.
         drop_last: leave out the last sets that fill no global batch; otherwise the sets are spread evenly, and all
             are delivered exactly once.
 
@@ -81,6 +83,7 @@ class SetSampler(Sampler[SetPlan]):
         world_size: int = 1,
         *,
         resample: bool = True,
+        same_sets: bool = False,
         drop_last: bool = True,
     ) -> None:
         self.images = images
@@ -90,6 +93,7 @@ class SetSampler(Sampler[SetPlan]):
         self.rank = rank
         self.world_size = world_size
         self.resample = resample
+        self.same_sets = same_sets
         self.epoch = 0
         self.start = 0
         global_batch = batch_size * world_size
@@ -138,7 +142,7 @@ class SetSampler(Sampler[SetPlan]):
 
     def _draw(self, epoch: int) -> SetPlan:
         """All sets of an epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = np.random.default_rng((self.seed, 0 if self.same_sets else epoch))
         label = balanced_labels(self.images.num_classes, self.num_sets, rng)
         members = self.images.offsets[label, None] + sample_distinct(self.images.counts[label], self.set_size, rng)
         return {"members": members, "label": label, "index": epoch * self.num_sets + np.arange(self.num_sets)}

@@ -124,17 +124,21 @@ class SetContractModule(FewShotGenerator, ShardableModule):
         self._check_first_batch(batch, batch_idx)
 
     def _check_first_batch(self, batch: Any, batch_idx: int) -> None:
-        """Check the shapes that all ranks got, on all of them: where one stops alone, the others wait for it forever.
+        """Check what all ranks got, on all of them: where one stops alone, the others wait for it forever.
 
         Raises:
             SetSizeMismatchError: the batch's n is not the agreed one.
-            ValueError: another shape of images.
+            ValueError: another shape of images, or values out of [-1, 1].
         """
         if batch_idx == 0:
-            for shape in gather_objects(tuple(images_of(batch).shape)):
+            images = images_of(batch)
+            floats = images if images.dtype.is_floating_point else images.float() / 127.5 - 1
+            low, high = floats.aminmax() if images.numel() else (0.0, 0.0)
+            for shape, *values in gather_objects((tuple(images.shape), float(low), float(high))):
                 contract.check_batch(shape, self.config, self.on_set_size_mismatch)
+                contract.check_range(*values)
 
 
 def images_of(batch: Any) -> Tensor:
-    """The sets of a batch: itself, what it has under `images`, or its first part."""
+    """The sets of a batch: itself, what it has under `images`, or its first part; floats in [-1, 1], or uint8."""
     return batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch

@@ -69,6 +69,7 @@ class FewShotGenerator(FewShotDiffusion):
             context = self._encode(seen, t)
             return context if self.posterior is None else self.posterior.mode(context)
 
+    @torch.no_grad()
     def generate(
         self,
         support: Tensor | None,
@@ -102,6 +103,7 @@ class FewShotGenerator(FewShotDiffusion):
         conditioning = self._conditioning(Condition(support, label), sampling)
         return self._generate(conditioning, torch.arange(len(index)), index, sampling, seed)
 
+    @torch.no_grad()
     def sample(
         self,
         support: Tensor | None = None,
@@ -155,7 +157,6 @@ class FewShotGenerator(FewShotDiffusion):
         context = self._label_context(label) if support is None else self._encode_support(support)
         return Conditioning(lambda t: context, self.null_context)
 
-    @torch.no_grad()
     def _generate(
         self, conditioning: Conditioning, context_index: Tensor, index: Tensor, sampling: SamplingConfig, seed: int
     ) -> Tensor:

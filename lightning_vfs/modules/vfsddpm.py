@@ -24,6 +24,7 @@ from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
+from lightning_vfs.data.images import to_float
 from lightning_vfs.modules.contracted import SetContractModule, images_of
 from lightning_vfs.modules.noise import (
     DROPPED,
@@ -66,9 +67,9 @@ from lightning_vfs.training.timestep_sampling import LossSecondMoment
 class VFSDDPM(SetContractModule):
     """Few-shot diffusion model: a set encoder conditions a denoiser.
 
-    A batch is a tensor of sets `(b, n, c, h, w)` in [-1, 1], or a mapping with it under `images` and, optionally, the
-    global index of every set, int64 `(b,)`, under `index`, and its class under `label`. Every image of a set is
-    generated from the others; a set has one timestep.
+    A batch is a tensor of sets `(b, n, c, h, w)`, floats in [-1, 1] or uint8, or a mapping with it under `images` and,
+    optionally, the global index of every set, int64 `(b,)`, under `index`, and its class under `label`. Every image of
+    a set is generated from the others; a set has one timestep.
 
     Args:
         config: a VFSConfig, or its plain values.
@@ -254,10 +255,10 @@ class VFSDDPM(SetContractModule):
     def on_train_epoch_end(self) -> None:
         self._guard.settle(self)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation_step(batch, batch_idx, "val/loss", prog_bar=True)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation_step(batch, batch_idx, "test/loss", prog_bar=False)
 
     def _evaluation_step(self, batch: Any, batch_idx: int, name: str, prog_bar: bool) -> None:
@@ -270,7 +271,7 @@ class VFSDDPM(SetContractModule):
         size = images_of(batch).shape[0]
         self.log(name, self.batch_loss(batch, batch_idx), prog_bar=prog_bar, batch_size=size, sync_dist=True)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Index (b,) of every set, its support (b, k, c, h, w), and an image of it (b, 1, c, h, w) by DDIM-50.
 
         Raises:
@@ -341,6 +342,7 @@ class VFSDDPM(SetContractModule):
             ValueError: another shape of images.
         """
         x_set = images_of(batch)
+        x_set = to_float(x_set) if x_set.dtype == torch.uint8 else x_set
         contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
         sets = self.config.sets
         if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:
@@ -352,7 +354,9 @@ class VFSDDPM(SetContractModule):
             return x_set, batch["index"], label
         # A plain loader gives no indices: epoch, batch and rank make one that no other set of the run has.
         trainer = self._trainer
-        epoch, rank, world = (trainer.current_epoch, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        # Validation has the same numbers in every epoch, so that its losses can be compared.
+        epoch = trainer.current_epoch if trainer and trainer.training else 0
         first = ((epoch << 20) + batch_idx * world + rank) << 20
         return x_set, torch.arange(first, first + x_set.shape[0], device=x_set.device), label
 
@@ -395,15 +399,14 @@ class VFSDDPM(SetContractModule):
             checkpoint_path: a file that a run wrote.
             map_location: device of the weights; the CPU by default.
             raw: take the weights themselves in place of their average.
-            **kwargs: hyper-parameters in place of the checkpoint's.
+            **kwargs: hyper-parameters in place of the checkpoint's; `weights_only` is always true.
 
         Raises:
             CheckpointError: the file is missing, damaged, or of another model.
         """
         checkpoint = read_checkpoint(checkpoint_path)
-        model = super().load_from_checkpoint(
-            checkpoint_path, map_location=map_location or "cpu", weights_only=True, **kwargs
-        )
+        kwargs["weights_only"] = True
+        model = super().load_from_checkpoint(checkpoint_path, map_location=map_location or "cpu", **kwargs)
         if raw and "averaging_state" in checkpoint:
             model.takes_raw_weights = True
             model.on_load_checkpoint(checkpoint)

@@ -192,9 +192,10 @@ def check_numbering(state: dict[str, Any], optimizer: torch.optim.Optimizer, mod
 
 
 def _numbers(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[int]:
-    """Place in `module.parameters()` of the optimizer's parameters, group after group."""
+    """Place in `module.parameters()` of the optimizer's parameters, group after group; those of no module are last."""
     number = {id(parameter): i for i, parameter in enumerate(module.parameters())}
-    return [number[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [number.setdefault(id(parameter), len(number)) for parameter in parameters]
 
 
 def warmup_cosine(step: int, warmup_steps: int, decay_steps: int) -> float:
