@@ -148,7 +148,7 @@ def _build(name: str, layers: list[str], weights_path: str | os.PathLike[str] | 
     if path is not None and not path.is_file():
         raise EvaluationError(f"The weights of feature extractor {name!r} are not there: {path} is no file.")
     try:
-        if path is not None and name == INCEPTION:
+        if path is not None and name != glyph_cnn.NAME:
             # torch-fidelity unpickles whatever the file holds; a file that loads as mere weights runs no code.
             torch.load(path, weights_only=True, map_location="cpu")
         extractor = create_feature_extractor(

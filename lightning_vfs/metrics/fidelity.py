@@ -67,6 +67,10 @@ class FidelityOptions:
             raise ConfigError(f"rng_seed is {self.rng_seed}; it must be below 2^32, which NumPy's generator takes.")
 
 
+PRC_DISTANCES = 10**8
+"""Distances between images that precision and recall hold at a time, in float32; beyond 10,000 images in parts."""
+
+
 class FidelityMetric(IndexedMetric):
     """FID, KID, Inception score, precision and recall of generated images, from one pass of an extractor.
 
@@ -208,7 +212,11 @@ def fidelity_figures(metric: str, generated: Tensor, real: Tensor, options: Fide
     if metric == "isc":
         found = isc_features_to_metric(generated, options.isc_splits, options.samples_shuffle, options.rng_seed)
         return {"isc": found[KEY_METRIC_ISC_MEAN], "isc_std": found[KEY_METRIC_ISC_STD]}
-    found = prc_features_to_metric(generated, real, verbose=False, **asdict(options))
+    images, block = max(len(generated), len(real)), options.prc_batch_size
+    in_parts = min(block, images) * images > PRC_DISTANCES
+    block = min(block, max(1, PRC_DISTANCES // images)) if in_parts else block
+    parts = {"save_cpu_ram": in_parts, "prc_batch_size": block}
+    found = prc_features_to_metric(generated, real, verbose=False, **asdict(options) | parts)
     return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,6 +136,16 @@ class VFSDDPM(SetContractModule):
 
     takes_raw_weights = False
     """Of checkpoints with an average of the weights, take the weights themselves."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's learning rate before its schedule; Lightning's `Tuner.lr_find` sets what it finds."""
+        return self.optimizer_config.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optimizer_config = replace(self.optimizer_config, learning_rate=value)
+        self.hparams["optimizer"] = self.optimizer_config.to_dict()
 
     # -- files, and what goes with weights ---------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ def test_weights_of_another_network_are_refused(tmp_path, tiny):
             ImageFeatures(name, weights_path=path)
 
 
-def test_code_in_a_weights_file_is_not_run(tmp_path):
+@pytest.mark.parametrize("name", [INCEPTION, "vgg16"])
+def test_code_in_a_weights_file_is_not_run(tmp_path, name):
     ran = tmp_path / "ran"
 
     class Attack:
@@ -90,7 +91,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Attack(), protocol=2))
     with pytest.raises(EvaluationError):
-        ImageFeatures(INCEPTION, weights_path=path)
+        ImageFeatures(name, metrics=["prc"], weights_path=path)
     assert not ran.exists()
 
 

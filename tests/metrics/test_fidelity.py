@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from torch_fidelity.defaults import DEFAULTS
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs.core.errors import ConfigError, EvaluationError
@@ -87,6 +88,21 @@ def test_large_samples_are_compared_in_batches(tiny, images):
     generated, real = images(40, seed=1), images(30, seed=2)
     expected = figures(filled(tiny, generated, real, metrics=["prc"]))
     assert figures(filled(tiny, generated, real, metrics=["prc"], prc_batch_size=7)) == pytest.approx(expected)
+
+
+def test_more_images_than_memory_has_distances_for_have_the_same_figures(tiny, images, monkeypatch):
+    generated, real = images(40, seed=1), images(30, seed=2)
+    expected = figures(filled(tiny, generated, real, metrics=["prc"]))
+    asked = []
+
+    def noting(*features, **options):
+        asked.append((options["save_cpu_ram"], options["prc_batch_size"]))
+        return prc_features_to_metric(*features, **options)
+
+    monkeypatch.setattr("lightning_vfs.metrics.fidelity.prc_features_to_metric", noting)
+    monkeypatch.setattr("lightning_vfs.metrics.fidelity.PRC_DISTANCES", 200)
+    assert figures(filled(tiny, generated, real, metrics=["prc"])) == expected
+    assert asked == [(True, 5)]
 
 
 def test_options_are_the_commands_by_default():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_vfs import VFSDDPM
+from lightning_vfs import VFSDDPM, EMACallback
 from lightning_vfs.data import SetDataModule
 from tests.callbacks.conftest import Patterns
 
@@ -130,3 +130,18 @@ def test_an_optimizer_of_a_parameter_that_is_no_module_s_is_saved(
     again.fit(Own(tiny_model().config), loader(FLOAT), ckpt_path=tmp_path / "own.ckpt")
     assert again.global_step == 8
     assert Own.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True).config == tiny_model().config
+
+
+def test_lightning_finds_a_learning_rate(tmp_path: Path) -> None:
+    from lightning.pytorch.tuner import Tuner
+
+    from tests.training.test_precision import model_of
+
+    run, model = trainer(tmp_path, max_steps=200, max_epochs=None, callbacks=[EMACallback()]), model_of()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = Tuner(run).lr_find(model, datamodule=Patterns(), num_training=40, min_lr=1e-6, max_lr=1.0)
+    assert found is not None and found.results["lr"][0] == pytest.approx(1e-6, rel=1)
+    assert model.learning_rate == found.suggestion() == model.hparams["optimizer"]["learning_rate"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    run.fit(model, datamodule=Patterns())
+    assert run.optimizers[0].param_groups[0]["initial_lr"] == model.learning_rate
