@@ -3,9 +3,9 @@
 Names are imported when they are first used, so that `import lightning_vfs` and `lightning-vfs --help` stay fast.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lightning_vfs.lazy import lazy_names
 from lightning_vfs.version import __version__
 
 if TYPE_CHECKING:
@@ -48,11 +48,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"lightning_vfs.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,16 +6,19 @@ import math
 from typing import Any
 
 from array_api_compat import array_namespace, device
+from jaxtyping import Float
 
 
-def log_softmax(logits: Any) -> Any:
+def log_softmax(logits: Float[Any, "*shape"]) -> Float[Any, "*shape"]:
     """Logarithms of the probabilities over the last axis: (..., entries) -> (..., entries)."""
     xp = array_namespace(logits)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
-def gumbel_softmax(logits: Any, uniform: Any, temperature: float) -> Any:
+def gumbel_softmax(
+    logits: Float[Any, "*shape"], uniform: Float[Any, "*shape"], temperature: float
+) -> Float[Any, "*shape"]:
     """Relaxed draws of an entry (Jang et al. 2017, arXiv 1611.01144, eq. 2): (..., entries) -> (..., entries).
 
     Args:
@@ -29,14 +32,14 @@ def gumbel_softmax(logits: Any, uniform: Any, temperature: float) -> Any:
     return xp.exp(log_softmax((logits + gumbel) / temperature))
 
 
-def most_likely(logits: Any) -> Any:
+def most_likely(logits: Float[Any, "*shape"]) -> Float[Any, "*shape"]:
     """One-hot of the most likely entry, the first among equals: (..., entries) -> (..., entries)."""
     xp = array_namespace(logits)
     entries = xp.arange(logits.shape[-1], device=device(logits))
     return xp.astype(xp.argmax(logits, axis=-1, keepdims=True) == entries, logits.dtype)
 
 
-def uniform_kl_bits(logits: Any) -> Any:
+def uniform_kl_bits(logits: Float[Any, " b *rest"]) -> Float[Any, " b"]:
     """KL to the uniform distribution over the last axis, averaged over all but the first axis, in bits: (b,).
 
     log2(entries) less the entropy; (b, ..., entries) -> (b,).

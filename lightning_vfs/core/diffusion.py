@@ -9,18 +9,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from jaxtyping import Float, Int
 
 from lightning_vfs.core.config import DiffusionConfig
 from lightning_vfs.core.gaussian import discretized_gaussian_log_likelihood, gaussian_kl, mean_flat
 from lightning_vfs.core.schedules import make_betas, space_timesteps
 
+Images = Float[Any, "b c *image"]
+Outputs = Float[Any, "b outputs *image"]
+Steps = Int[Any, " b"]
+
 
 class MeanVariance(NamedTuple):
     """A reverse step p(x_{t-1} | x_t): its mean and log-variance, and the predicted clean image."""
 
-    mean: Any
-    log_variance: Any
-    pred_x_0: Any
+    mean: Images
+    log_variance: Images
+    pred_x_0: Images
 
 
 class GaussianDiffusion:
@@ -95,18 +100,18 @@ class GaussianDiffusion:
 
     # -- forward process ------------------------------------------------------------------------------------------
 
-    def q_sample(self, x_0: Any, t: Any, noise: Any) -> Any:
+    def q_sample(self, x_0: Images, t: Steps, noise: Images) -> Images:
         """x_t of x_0: sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4). t is int (b,)."""
         return self._take("sqrt_alpha_bar", t, x_0) * x_0 + self._take("sqrt_one_minus_alpha_bar", t, x_0) * noise
 
-    def q_posterior(self, x_0: Any, x_t: Any, t: Any) -> tuple[Any, Any]:
+    def q_posterior(self, x_0: Images, x_t: Images, t: Steps) -> tuple[Images, Float[Any, "#b #c *#image"]]:
         """Mean and log-variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
         mean = self._take("posterior_mean_x_0", t, x_t) * x_0 + self._take("posterior_mean_x_t", t, x_t) * x_t
         return mean, self._take("posterior_log_variance", t, x_t)
 
     # -- what the denoiser's output means -------------------------------------------------------------------------
 
-    def target(self, x_0: Any, t: Any, noise: Any) -> Any:
+    def target(self, x_0: Images, t: Steps, noise: Images) -> Images:
         """What the denoiser is trained to predict: noise, x_0 or v (Salimans and Ho 2022, appendix D)."""
         if self.config.prediction == "eps":
             return noise
@@ -114,7 +119,13 @@ class GaussianDiffusion:
             return x_0
         return self._take("sqrt_alpha_bar", t, x_0) * noise - self._take("sqrt_one_minus_alpha_bar", t, x_0) * x_0
 
-    def predict_x_0(self, prediction: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
+    def predict_x_0(
+        self,
+        prediction: Images,
+        x_t: Images,
+        t: Steps,
+        clip: bool | None = None,
+    ) -> Images:
         """x_0 from the denoiser's prediction, clipped to [-1, 1] if `clip` (by default the configuration) says so."""
         if self.config.prediction == "eps":
             inverse_signal, ratio = self._take("inverse_sqrt_alpha_bar", t, x_t), self._take("noise_to_signal", t, x_t)
@@ -140,7 +151,13 @@ class GaussianDiffusion:
 
     # -- reverse process ------------------------------------------------------------------------------------------
 
-    def p_mean_variance(self, model_output: Any, x_t: Any, t: Any, clip: bool | None = None) -> MeanVariance:
+    def p_mean_variance(
+        self,
+        model_output: Outputs,
+        x_t: Images,
+        t: Steps,
+        clip: bool | None = None,
+    ) -> MeanVariance:
         """Mean, log-variance and predicted x_0 of p(x_{t-1} | x_t).
 
         Args:
@@ -164,7 +181,13 @@ class GaussianDiffusion:
         xp = array_namespace(x_t)
         return MeanVariance(mean, xp.broadcast_to(log_variance, x_t.shape), pred_x_0)
 
-    def ddpm_step(self, model_output: Any, x_t: Any, t: Any, noise: Any) -> Any:
+    def ddpm_step(
+        self,
+        model_output: Outputs,
+        x_t: Images,
+        t: Steps,
+        noise: Images,
+    ) -> Images:
         """x_{t-1} by ancestral sampling (Ho et al. 2020, algorithm 2); no noise is added at t = 0."""
         xp = array_namespace(x_t)
         step = self.p_mean_variance(model_output, x_t, t)
@@ -172,8 +195,14 @@ class GaussianDiffusion:
         return step.mean + not_last * xp.exp(0.5 * step.log_variance) * noise
 
     def ddim_step(
-        self, model_output: Any, x_t: Any, t: Any, t_prev: Any, eta: float = 0.0, noise: Any | None = None
-    ) -> Any:
+        self,
+        model_output: Outputs,
+        x_t: Images,
+        t: Steps,
+        t_prev: Steps,
+        eta: float = 0.0,
+        noise: Images | None = None,
+    ) -> Images:
         """x at step t_prev from x_t (Song et al. 2021, eq. 12 and 16); t_prev = -1 is the clean image.
 
         Args:
@@ -195,7 +224,13 @@ class GaussianDiffusion:
         x_prev = xp.sqrt(previous) * x_0 + xp.sqrt(xp.clip(1 - previous - sigma**2, 0.0, None)) * eps
         return x_prev if noise is None else x_prev + sigma * noise
 
-    def dpmpp_2m_step(self, model_output: Any, x_t: Any, t: Any, x_0_before: Any) -> tuple[Any, Any]:
+    def dpmpp_2m_step(
+        self,
+        model_output: Outputs,
+        x_t: Images,
+        t: Steps,
+        x_0_before: Images,
+    ) -> tuple[Images, Images]:
         """x_{t-1} by DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), and the predicted x_0 for the step after.
 
         Args:
@@ -210,7 +245,14 @@ class GaussianDiffusion:
 
     # -- losses ---------------------------------------------------------------------------------------------------
 
-    def variational_bound(self, model_output: Any, x_0: Any, x_t: Any, t: Any, clip: bool | None = None) -> Any:
+    def variational_bound(
+        self,
+        model_output: Outputs,
+        x_0: Images,
+        x_t: Images,
+        t: Steps,
+        clip: bool | None = None,
+    ) -> Float[Any, " b"]:
         """One term of the variational bound, in bits per dimension (Ho et al. 2020, eq. 5): (b,).
 
         KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the likelihood of the 8-bit image. `clip` as in
@@ -224,8 +266,14 @@ class GaussianDiffusion:
         return xp.where(t == 0, decoder_nll, kl) / math.log(2)
 
     def training_losses(
-        self, model_output: Any, x_0: Any, x_t: Any, t: Any, noise: Any, stop_gradient: Callable[[Any], Any]
-    ) -> Any:
+        self,
+        model_output: Outputs,
+        x_0: Images,
+        x_t: Images,
+        t: Steps,
+        noise: Images,
+        stop_gradient: Callable[[Any], Any],
+    ) -> Float[Any, " b"]:
         """Loss of every image: (b,), of the kind that the configuration names.
 
         The mean squared error of the prediction; with `learned_range` plus the variational bound with no gradient

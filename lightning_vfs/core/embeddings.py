@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from jaxtyping import Float, Num
 
 
-def timestep_embedding(t: Any, dim: int, dtype: Any) -> Any:
+def timestep_embedding(t: Num[Any, " b"], dim: int, dtype: Any) -> Float[Any, "b {dim}"]:
     """Sinusoids of timesteps, cosines first: (b,) -> (b, dim).
 
     Frequencies are 10000**(-i / half), i from 0 to half - 1, half = dim // 2 (Vaswani et al. 2017, section 3.5, in the
@@ -25,7 +26,7 @@ def timestep_embedding(t: Any, dim: int, dtype: Any) -> Any:
     return xp.concat(parts, axis=-1)
 
 
-def sincos_positions(dim: int, side: int) -> np.ndarray:
+def sincos_positions(dim: int, side: int) -> Float[np.ndarray, "{side*side} {dim}"]:
     """Two-dimensional sine-cosine positions of a side x side grid, width coordinate first: float32 (side**2, dim).
 
     As in MAE (He et al. 2022): half of the features encode the column, half the row; dim is a multiple of 4.

@@ -6,9 +6,15 @@ import math
 from typing import Any
 
 from array_api_compat import array_namespace
+from jaxtyping import Float
 
 
-def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: Any) -> Any:
+def gaussian_kl(
+    mean_1: Float[Any, "*shape"],
+    log_variance_1: Float[Any, "*#shape"],
+    mean_2: Float[Any, "*shape"],
+    log_variance_2: Float[Any, "*#shape"],
+) -> Float[Any, "*shape"]:
     """KL(N(mean_1, exp(log_variance_1)) || N(mean_2, exp(log_variance_2))), elementwise, in nats."""
     xp = array_namespace(mean_1, log_variance_1)
     return 0.5 * (
@@ -20,14 +26,16 @@ def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: A
     )
 
 
-def standard_gaussian_kl_bits(mean: Any, log_variance: Any) -> Any:
+def standard_gaussian_kl_bits(mean: Float[Any, " b *rest"], log_variance: Float[Any, " b *#rest"]) -> Float[Any, " b"]:
     """KL(N(mean, exp(log_variance)) || N(0, I)) averaged over all but the first axis, in bits: (b, ...) -> (b,)."""
     xp = array_namespace(mean)
     kl = 0.5 * (mean**2 + xp.exp(log_variance) - 1.0 - log_variance)
     return mean_flat(kl) / math.log(2)
 
 
-def discretized_gaussian_log_likelihood(x: Any, mean: Any, log_scale: Any) -> Any:
+def discretized_gaussian_log_likelihood(
+    x: Float[Any, "*shape"], mean: Float[Any, "*shape"], log_scale: Float[Any, "*#shape"]
+) -> Float[Any, "*shape"]:
     """Log-probability, in nats, of 8-bit images scaled to [-1, 1] under a Gaussian cut into 256 bins.
 
     Ho et al. 2020, eq. 13; the normal distribution function in its tanh approximation, as the reference systems use.
@@ -44,7 +52,7 @@ def discretized_gaussian_log_likelihood(x: Any, mean: Any, log_scale: Any) -> An
     )
 
 
-def mean_flat(x: Any) -> Any:
+def mean_flat(x: Float[Any, " b *rest"]) -> Float[Any, " b"]:
     """Mean over all but the first axis: (b, ...) -> (b,)."""
     xp = array_namespace(x)
     return xp.mean(x, axis=tuple(range(1, x.ndim)))

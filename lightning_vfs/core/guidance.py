@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from array_api_compat import array_namespace
+from jaxtyping import Float
 
 
-def guided(conditional: Any, unconditional: Any, scale: Any, channels: int) -> Any:
+def guided(
+    conditional: Float[Any, "b outputs h w"], unconditional: Float[Any, "b outputs h w"], scale: Any, channels: int
+) -> Float[Any, "b outputs h w"]:
     """The model output that sampling goes by: unconditional + scale * (conditional - unconditional).
 
     Ho and Salimans 2022, eq. 6, whose w is `scale` - 1. A scale of 1 gives `conditional` to the bit.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
+from jaxtyping import Float
 
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.gaussian import mean_flat, standard_gaussian_kl_bits
@@ -17,20 +18,23 @@ class BitsPerDim(NamedTuple):
     Column t belongs to step t of the process, from the decoder (t = 0) to the last step; a row to an image.
     """
 
-    total: Any
+    total: Float[Any, " b"]
     """(b,): `prior` plus the sum of `terms`."""
-    prior: Any
+    prior: Float[Any, " b"]
     """(b,): KL(q(x_T | x_0) || N(0, I))."""
-    terms: Any
+    terms: Float[Any, "b steps"]
     """(b, T): KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 -log2 p(x_0 | x_1) of the 8-bit image."""
-    xstart_mse: Any
+    xstart_mse: Float[Any, "b steps"]
     """(b, T): mean squared error of the predicted x_0."""
-    eps_mse: Any
+    eps_mse: Float[Any, "b steps"]
     """(b, T): mean squared error of the noise that the predicted x_0 stands for."""
 
 
 def bits_per_dim(
-    denoise: Callable[[Any, Any], Any], x_0: Any, diffusion: GaussianDiffusion, noise: Callable[[int], Any]
+    denoise: Callable[[Any, Any], Any],
+    x_0: Float[Any, "b c h w"],
+    diffusion: GaussianDiffusion,
+    noise: Callable[[int], Any],
 ) -> BitsPerDim:
     """Variational bound of every image, in bits per dimension (Nichol and Dhariwal 2021, eq. 4 to 7).
 
@@ -66,7 +70,7 @@ def bits_per_dim(
     )
 
 
-def prior_bits_per_dim(diffusion: GaussianDiffusion, x_0: Any) -> Any:
+def prior_bits_per_dim(diffusion: GaussianDiffusion, x_0: Float[Any, "b c h w"]) -> Float[Any, " b"]:
     """KL(q(x_T | x_0) || N(0, I)), in bits per dimension (Nichol and Dhariwal 2021, eq. 7): (b, c, h, w) -> (b,)."""
     xp = array_namespace(x_0)
     last = xp.full((x_0.shape[0],), diffusion.num_steps - 1, device=device(x_0))

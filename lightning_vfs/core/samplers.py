@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from array_api_compat import array_namespace, device
+from jaxtyping import Float
 
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
@@ -21,13 +22,13 @@ The state is an array, or a tuple of arrays of constant shapes.
 
 def sample(
     denoise: Callable[[Any, Any, Any], Any],
-    x_T: Any,  # noqa: N803 - the papers' name
+    x_T: Float[Any, "b c h w"],  # noqa: N803 - the papers' name
     diffusion: GaussianDiffusion,
     sampler: SamplerName = "ddim",
     eta: float = 0.0,
     noise: Callable[[Any], Any] | None = None,
     loop: Loop = functools.reduce,
-) -> Any:
+) -> Float[Any, "b c h w"]:
     """Images (b, c, h, w) from noise, by walking the reverse process.
 
     Args:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 from einops import reduce
+from jaxtyping import Float, Int, Shaped
 
 
-def leave_one_out(x_set: Any) -> Any:
+def leave_one_out(x_set: Shaped[Any, "b n c h w"]) -> Shaped[Any, "b n n-1 c h w"]:
     """For every image of a set the others, in order: (b, n, c, h, w) -> (b, n, n - 1, c, h, w)."""
     xp = array_namespace(x_set)
     b, n, *image = x_set.shape
@@ -20,7 +21,7 @@ def leave_one_out(x_set: Any) -> Any:
     return xp.reshape(xp.take(x_set, other, axis=1), (b, n, n - 1, *image))
 
 
-def complete(x_set: Any, slots: int) -> Any:
+def complete(x_set: Shaped[Any, "b k c h w"], slots: int) -> Shaped[Any, "b {slots} c h w"]:
     """Zero images appended until a set has `slots` images: (b, k, c, h, w) -> (b, slots, c, h, w), k at most slots."""
     xp = array_namespace(x_set)
     b, k, *image = x_set.shape
@@ -29,20 +30,20 @@ def complete(x_set: Any, slots: int) -> Any:
     return xp.concat([x_set, xp.zeros((b, slots - k, *image), dtype=x_set.dtype, device=device(x_set))], axis=1)
 
 
-def subsample(x_set: Any, size: int, seed: int) -> Any:
+def subsample(x_set: Shaped[Any, "b n c h w"], size: int, seed: int) -> Shaped[Any, "b {size} c h w"]:
     """`size` images of every set, chosen by seed, in their order: (b, n, c, h, w) -> (b, size, c, h, w)."""
     xp = array_namespace(x_set)
     chosen = np.sort(np.random.default_rng(seed).permutation(x_set.shape[1])[:size])
     return xp.take(x_set, xp.asarray(chosen, device=device(x_set)), axis=1)
 
 
-def keep_first(x_set: Any, shots: Any) -> Any:
+def keep_first(x_set: Shaped[Any, "b s c h w"], shots: Int[Any, " b"]) -> Shaped[Any, "b s c h w"]:
     """Zero images in place of all but the first shots[i] of set i: (b, s, c, h, w), int (b,) -> (b, s, c, h, w)."""
     xp = array_namespace(x_set)
     return x_set * xp.astype(_among_first(x_set, shots), x_set.dtype)
 
 
-def set_mean(values: Any, shots: Any | None = None) -> Any:
+def set_mean(values: Float[Any, "b s *rest"], shots: Int[Any, " b"] | None = None) -> Float[Any, " b *rest"]:
     """Mean over a set, of its first shots[i] members where `shots` is given: (b, s, ...), int (b,) -> (b, ...)."""
     xp = array_namespace(values)
     if shots is None:
@@ -58,6 +59,6 @@ def _among_first(values: Any, shots: Any) -> Any:
     return xp.reshape(place[None] < shots[:, None], (*values.shape[:2],) + (1,) * (values.ndim - 2))
 
 
-def pool_tokens(tokens: Any, groups: int) -> Any:
+def pool_tokens(tokens: Float[Any, "b tokens d"], groups: int) -> Float[Any, "b {groups} d"]:
     """Means of groups of neighbouring tokens: (b, tokens, d) -> (b, groups, d), `groups` a divisor of the tokens."""
     return reduce(tokens, "b (m g) d -> b m d", "mean", m=groups)

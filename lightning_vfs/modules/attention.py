@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_vfs.modules.dropout import Dropout
@@ -22,7 +23,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
 
@@ -42,7 +43,7 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m context_dim"]) -> Float[Tensor, "b l d"]:
         q = rearrange(self.q(self.norm(x)), "b l (h d) -> b h l d", h=self.heads)
         k, v = rearrange(self.kv(self.context_norm(context)), "b m (two h d) -> two b h m d", two=2, h=self.heads)
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
@@ -59,7 +60,7 @@ class EncoderAttention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, dim)
         self.drop = Dropout(dropout)
 
-    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "b l d"], key: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
         q, k, v = rearrange(self.to_qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
         out = self._attend(q, k, v, key)
         return self.drop(self.to_out(rearrange(out, "b h l d -> b l (h d)")), key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_vfs.core.categorical import gumbel_softmax, most_likely, uniform_kl_bits
@@ -20,7 +21,7 @@ class ClassContext(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.randn(config.encoder.num_classes, config.encoder.dim))
 
-    def forward(self, label: Tensor) -> Tensor:
+    def forward(self, label: Int[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         return self.table[label]
 
 
@@ -36,17 +37,19 @@ class GaussianContext(nn.Module):
         self.noise_shape = (*config.encoded_shape[:-1], dim)
         initialize_linear(self)
 
-    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Float[Tensor, "*b d"]) -> tuple[Float[Tensor, "*b dim"], Float[Tensor, "*b dim"]]:
         mean, log_variance = self.fc2(self.act(self.fc1(context))).chunk(2, dim=-1)
         return mean, log_variance
 
-    def draw(self, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, context: Float[Tensor, "b *tokens d"], noise: Float[Tensor, " b *noise_shape"]
+    ) -> tuple[Float[Tensor, "b *tokens dim"], Float[Tensor, " b"]]:
         """A context of the posterior by standard normal noise, (b, ..., dim), and its KL to N(0, I) in bits, (b,)."""
         mean, log_variance = self(context)
         kl = standard_gaussian_kl_bits(at_least_float32(mean), at_least_float32(log_variance))
         return mean + (0.5 * log_variance).exp() * noise, kl
 
-    def mode(self, context: Tensor) -> Tensor:
+    def mode(self, context: Float[Tensor, "*b d"]) -> Float[Tensor, "*b dim"]:
         """The posterior's mean: (b, ..., d) -> (b, ..., dim)."""
         return self(context)[0]
 
@@ -69,15 +72,17 @@ class DiscreteContext(nn.Module):
         self.noise_shape = (*config.encoded_shape[:-1], encoder.codebook_groups, encoder.codebook_size)
         initialize_linear(self)
 
-    def forward(self, context: Tensor) -> Tensor:
+    def forward(self, context: Float[Tensor, "*b d"]) -> Float[Tensor, "*b groups entries"]:
         return rearrange(at_least_float32(self.logits(context)), "... (g e) -> ... g e", g=self.groups)
 
-    def draw(self, context: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, context: Float[Tensor, "b *tokens d"], noise: Float[Tensor, " b *noise_shape"]
+    ) -> tuple[Float[Tensor, "b *tokens dim"], Float[Tensor, " b"]]:
         """A relaxed draw by uniform noise, (b, ..., dim), and the KL to uniform codes in bits, (b,)."""
         logits = self(context)
         return self._embed(gumbel_softmax(logits, noise, self.temperature)), uniform_kl_bits(logits)
 
-    def mode(self, context: Tensor) -> Tensor:
+    def mode(self, context: Float[Tensor, "*b d"]) -> Float[Tensor, "*b dim"]:
         """Context of the most likely codes: (b, ..., d) -> (b, ..., dim)."""
         return self._embed(most_likely(self(context)))
 

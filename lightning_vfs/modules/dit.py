@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from lightning_vfs.core.config import VFSConfig
@@ -114,7 +115,13 @@ class DiT(nn.Module):
             if isinstance(module, CrossAttention):
                 initialize_zero(module.out)
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None, key: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        t: Num[Tensor, " b"],
+        context: Float[Tensor, "b *tokens d"] | None,
+        key: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b outputs h w"]:
         pad = self.config.pad
         x_t = x_t.to(self.patch_embed.weight.dtype)
         padded = F.pad(x_t, [pad] * 4) if pad else x_t

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from einops import rearrange
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from lightning_vfs.core import requests
@@ -83,12 +84,12 @@ class FewShotDiffusion(nn.Module):
 
     def context(
         self,
-        x_set: Tensor,
-        t: Tensor | None = None,
-        shots: Tensor | None = None,
-        label: Tensor | None = None,
-        key: Tensor | None = None,
-    ) -> Tensor | None:
+        x_set: Float[Tensor, "b n c h w"],
+        t: Num[Tensor, " b"] | None = None,
+        shots: Int[Tensor, " b"] | None = None,
+        label: Int[Tensor, " b"] | None = None,
+        key: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, " b*n *context"] | None:
         """Leave-one-out context of every image of every set, in one encoder call.
 
         Args:
@@ -139,7 +140,7 @@ class FewShotDiffusion(nn.Module):
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def latents(self, x_set: Tensor) -> Tensor:
+    def latents(self, x_set: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n _ _ _"]:
         """What is diffused: the sets themselves, or their latents, (b, n, c, h, w) both; without gradients."""
         if self.autoencoder is None:
             return x_set
@@ -147,17 +148,17 @@ class FewShotDiffusion(nn.Module):
 
     def losses(
         self,
-        x_set: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        latent_noise: Tensor | None = None,
+        x_set: Float[Tensor, "b n c h w"],
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b n *diffused"],
+        latent_noise: Float[Tensor, " b*n *posterior"] | None = None,
         *,
-        latents: Tensor | None = None,
-        shots: Tensor | None = None,
-        dropped: Tensor | None = None,
-        label: Tensor | None = None,
-        dropout_key: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        latents: Float[Tensor, "b n *diffused"] | None = None,
+        shots: Int[Tensor, " b"] | None = None,
+        dropped: Bool[Tensor, "b n"] | None = None,
+        label: Int[Tensor, " b"] | None = None,
+        dropout_key: Int[Tensor, "b n 2"] | None = None,
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
         """Diffusion loss of every set, (b,), and the KL of its contexts, (b,), or None where there is none.
 
         Args:
@@ -201,16 +202,16 @@ class FewShotDiffusion(nn.Module):
 
     def loss(
         self,
-        x_set: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        latent_noise: Tensor | None = None,
+        x_set: Float[Tensor, "b n c h w"],
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b n *diffused"],
+        latent_noise: Float[Tensor, " b*n *posterior"] | None = None,
         *,
-        shots: Tensor | None = None,
-        dropped: Tensor | None = None,
-        label: Tensor | None = None,
-        dropout_key: Tensor | None = None,
-    ) -> Tensor:
+        shots: Int[Tensor, " b"] | None = None,
+        dropped: Bool[Tensor, "b n"] | None = None,
+        label: Int[Tensor, " b"] | None = None,
+        dropout_key: Int[Tensor, "b n 2"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Training loss of a batch, a scalar; arguments and errors as in `losses`."""
         latents = self.latents(x_set) if self.config.latent.autoencoder else None
         losses, kl = self.losses(

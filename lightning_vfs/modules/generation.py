@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from lightning_vfs.core import samplers
@@ -43,7 +44,9 @@ class FewShotGenerator(FewShotDiffusion):
     """A few-shot diffusion model that encodes supports, and generates images from them."""
 
     @torch.no_grad()
-    def encode(self, support: Tensor, t: Tensor | None = None) -> Tensor:
+    def encode(
+        self, support: Float[Tensor, "*supports c h w"], t: Num[Tensor, " b"] | None = None
+    ) -> Float[Tensor, " b *context"]:
         """Context that conditions generation.
 
         Args:
@@ -72,14 +75,14 @@ class FewShotGenerator(FewShotDiffusion):
     @torch.no_grad()
     def generate(
         self,
-        support: Tensor | None,
-        index: Tensor,
+        support: Float[Tensor, "b k c h w"] | None,
+        index: Int[Tensor, " b"],
         sampling: SamplingConfig = SamplingConfig(),
         *,
         seed: int = 0,
-        label: Tensor | None = None,
+        label: Int[Tensor, " b"] | None = None,
         **options: Any,
-    ) -> Tensor:
+    ) -> Float[Tensor, "b c h w"]:
         """One image for each condition; its noise depends on its global index and the seed alone.
 
         Args:
@@ -106,15 +109,15 @@ class FewShotGenerator(FewShotDiffusion):
     @torch.no_grad()
     def sample(
         self,
-        support: Tensor | None = None,
+        support: Float[Tensor, "*supports c h w"] | None = None,
         num_images: int = 16,
         sampling: SamplingConfig = SamplingConfig(),
         *,
         seed: int = 0,
         batch_size: int = 256,
-        label: int | Tensor | None = None,
+        label: int | Int[Tensor, "*labels"] | None = None,
         **options: Any,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*images c h w"]:
         """Images of the class that a support shows; the support is encoded once.
 
         Args:
@@ -192,12 +195,12 @@ class FewShotGenerator(FewShotDiffusion):
     @torch.no_grad()
     def bits_per_dim(
         self,
-        x_0: Tensor,
-        support: Tensor | None,
-        index: Tensor,
+        x_0: Float[Tensor, "b c h w"],
+        support: Float[Tensor, "b k c h w"] | None,
+        index: Int[Tensor, " b"],
         steps: int | None = None,
         seed: int = 0,
-        label: Tensor | None = None,
+        label: Int[Tensor, " b"] | None = None,
     ) -> BitsPerDim:
         """Variational bound of images given their supports, in bits per dimension (Nichol and Dhariwal 2021, eq. 4).
 

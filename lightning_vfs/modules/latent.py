@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_vfs.core.config import LatentConfig
@@ -57,7 +58,7 @@ class Autoencoder:
         return file_sha256(self._folder / WEIGHTS)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b latent_c latent_h latent_w"]:
         """Latents (b, latent.channels, h / f, w / f), of variance about 1, of images (b, c, h, w) in [-1, 1].
 
         Each is the mode of its posterior: the same image has the same latent. Without gradient.
@@ -70,7 +71,7 @@ class Autoencoder:
         return self._in_chunks(latents, images.expand(-1, self._vae.config.in_channels, -1, -1), height * width)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Float[Tensor, "b latent_c latent_h latent_w"]) -> Float[Tensor, "b c h w"]:
         """Images (b, c, h, w), clamped to [-1, 1], of latents (b, latent.channels, h / f, w / f). Without gradient."""
 
         def images(chunk: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from lightning_vfs.core.embeddings import timestep_embedding
@@ -21,7 +22,7 @@ class FeedForward(nn.Module):
         self.drop = Dropout(dropout)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, " b *rest"], key: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b *rest"]:
         return self.fc2(self.drop(self.act(self.fc1(x)), key))
 
 
@@ -37,7 +38,9 @@ class Projection(nn.Module):
         self.drop1 = Dropout(dropout)
         self.drop2 = Dropout(dropout)
 
-    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b *rest in_dim"], key: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b *rest dim"]:
         x = self.drop1(self.act(self.fc1(x)), key)
         return self.fc3(self.drop2(self.act(self.fc2(x)), key))
 
@@ -52,13 +55,13 @@ class TimestepMLP(nn.Module):
         self.act = nn.SiLU()
         self.fc2 = nn.Linear(dim, dim)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Num[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         # Timesteps and their angles need float32, whatever the weights are in.
         sinusoids = timestep_embedding(t, self.in_dim, torch.float32)
         return self.fc2(self.act(self.fc1(sinusoids.to(self.fc1.weight.dtype))))
 
 
-def required_timestep(t: Tensor | None) -> Tensor:
+def required_timestep(t: Num[Tensor, " b"] | None) -> Num[Tensor, " b"]:
     """The timestep (b,) of an encoder that sees it; raises ValueError where there is none."""
     if t is None:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_vfs.core.patches import stack_patches
@@ -24,5 +25,5 @@ class SPT(nn.Module):
         self.norm = nn.LayerNorm(patch_dim, eps=LAYER_NORM_EPS)
         self.proj = nn.Linear(patch_dim, dim)
 
-    def forward(self, x_set: Tensor) -> Tensor:
+    def forward(self, x_set: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b l d"]:
         return self.proj(self.norm(stack_patches(x_set, self.patch_size).to(self.norm.weight.dtype)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from lightning_vfs.core.config import VFSConfig
@@ -66,7 +67,13 @@ class UNet(HalfUNet):
         initialize_residuals(self)
         initialize_zero(self.conv_out)
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | None, key: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        t: Num[Tensor, " b"],
+        context: Float[Tensor, "b *tokens d"] | None,
+        key: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b outputs h w"]:
         context = None if context is None else context.to(self.conv_in.weight.dtype)
         embedding = self._embedding(t, context)
         *skips, x = self.features(x_t, embedding, context, key)
