@@ -181,9 +181,9 @@ class FlaxVFSDDPM:
             ValueError: another shape of images, whole numbers, no t for an encoder that sees it, or a model that takes
                 no support.
         """
-        supports = _batch_of_floats(support)
-        requests.check_support(supports.shape, self.config)
-        return generation.encode(self.module, self.params, supports, t)
+        supports = support[None] if support.ndim == 4 else support
+        requests.check_support(tuple(supports.shape), self.config)
+        return generation.encode(self.module, self.params, _floats(supports), t)
 
     def sample(
         self,
@@ -228,7 +228,8 @@ class FlaxVFSDDPM:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
         sampling = replace(sampling, **options)
         condition = requests.Condition(
-            None if support is None else _batch_of_floats(support), None if label is None else np.atleast_1d(label)
+            support[None] if support is not None and support.ndim == 4 else support,
+            None if label is None else np.atleast_1d(label),
         )
         conditions = self._conditions(condition, sampling)
         total, count = condition.size * num_images, len(devices) if devices else 1
@@ -262,9 +263,10 @@ class FlaxVFSDDPM:
         condition.check(self.config)
         if condition.support is None:
             return self.module.run(self.params, condition.label, method="label_context")
+        supports = _floats(condition.support)
         if self.config.encoder.time_token == "timestep":
-            return condition.support
-        return generation.encode(self.module, self.params, condition.support, None)
+            return supports
+        return generation.encode(self.module, self.params, supports, None)
 
 
 def _refuse_what_is_not_in_jax(config: VFSConfig) -> None:
@@ -278,11 +280,10 @@ def _refuse_what_is_not_in_jax(config: VFSConfig) -> None:
             )
 
 
-def _batch_of_floats(support: jax.Array | np.ndarray) -> jax.Array:
-    """Supports (b, k, c, h, w), of one or of a batch."""
+def _floats(support: jax.Array | np.ndarray) -> jax.Array:
     if not jnp.issubdtype(support.dtype, jnp.floating):
         raise ValueError(f"A support has floats in [-1, 1]; got {support.dtype}: scale pixels by x / 127.5 - 1.")
-    return jnp.asarray(support[None] if support.ndim == 4 else support, dtype=jnp.float32)
+    return jnp.asarray(support, dtype=jnp.float32)
 
 
 def _leaves(state_dict: dict[str, np.ndarray], config: VFSConfig, source: str | Path) -> dict[str, np.ndarray]:
