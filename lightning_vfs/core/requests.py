@@ -100,6 +100,19 @@ def missing_label(config: VFSConfig) -> ValueError:
     )
 
 
+def missing_timestep() -> ValueError:
+    """What to raise where an encoder that sees the timestep gets none."""
+    return ValueError(
+        "This encoder was built with time_token `timestep`: it needs the timestep t (int, shape (b,)), "
+        "in training and at every sampling step."
+    )
+
+
+def missing_latent_noise() -> ValueError:
+    """What to raise where the loss of a model with a variational context gets no noise to draw it by."""
+    return ValueError("A variational context is drawn in training: give `latent_noise`.")
+
+
 def check_null_context(config: VFSConfig) -> None:
     """Refuse images whose context is to be dropped, of a model that has nothing to put in its place.
 

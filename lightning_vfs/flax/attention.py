@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from lightning_vfs.core.config import EncoderConfig
-from lightning_vfs.flax.layers import LayerNorm
+from lightning_vfs.flax.layers import LayerNorm, dropout
 
 
 class CrossAttention(nn.Module):
@@ -39,9 +39,9 @@ class EncoderAttention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         heads, dim_head = self.config.heads, self.config.dim_head
-        drop = nn.Dropout(self.config.dropout, deterministic=deterministic)
+        drop = dropout(self, self.config.dropout)
         qkv = nn.Dense(3 * heads * dim_head, use_bias=False)(x)
         q, k, v = rearrange(qkv, "b l (three h d) -> three b h l d", three=3, h=heads)
         attention = drop(nn.softmax(self._scores(q, k)))

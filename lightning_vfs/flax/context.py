@@ -8,18 +8,19 @@ from einops import rearrange
 from flax import linen as nn
 
 from lightning_vfs.core.categorical import gumbel_softmax, most_likely, uniform_kl_bits
-from lightning_vfs.core.config import EncoderConfig
+from lightning_vfs.core.config import EncoderConfig, VFSConfig
 from lightning_vfs.core.gaussian import standard_gaussian_kl_bits
 
 
 class ClassContext(nn.Module):
     """One learned context for every training class: labels int (b,) -> (b, dim)."""
 
-    config: EncoderConfig
+    config: VFSConfig
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
-        return self.param("table", nn.initializers.normal(1.0), (self.config.num_classes, self.config.dim))[label]
+        shape = (self.config.encoder.num_classes, self.config.encoder.dim)
+        return self.param("table", nn.initializers.normal(1.0), shape)[label]
 
 
 class GaussianContext(nn.Module):

@@ -8,10 +8,10 @@ from einops import rearrange
 from flax import linen as nn
 
 from lightning_vfs.core.config import DenoiserConfig, VFSConfig
-from lightning_vfs.core.embeddings import sincos_positions, timestep_embedding
+from lightning_vfs.core.embeddings import sincos_positions
 from lightning_vfs.core.patches import unpatchify
 from lightning_vfs.flax.attention import CrossAttention
-from lightning_vfs.flax.layers import MlpBlock, PlainLayerNorm, TimestepEmbedder
+from lightning_vfs.flax.layers import MlpBlock, PlainLayerNorm, TimestepEmbedder, dropout
 
 TIMESTEP_FEATURES = 256
 
@@ -45,9 +45,7 @@ class DiTBlock(nn.Module):
     crosses: bool
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, condition: jax.Array, context: jax.Array | None, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, condition: jax.Array, context: jax.Array | None) -> jax.Array:
         dit = self.config
         if dit.normalize_condition:
             scale = self.param("context_scale", nn.initializers.ones, (dit.dim,))
@@ -55,13 +53,13 @@ class DiTBlock(nn.Module):
         modulation = nn.Dense(6 * dit.dim)(nn.silu(condition))
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         attended = nn.MultiHeadDotProductAttention(dit.heads)(modulate(PlainLayerNorm()(x), shift1, scale1))
-        drop = nn.Dropout(dit.dropout, deterministic=deterministic)
+        drop = dropout(self, dit.dropout)
         x = x + drop(gate1[:, None] * attended)
         if self.crosses:
             assert context is not None
             x = x + drop(CrossAttention(dit.heads, name="cross_attn")(x, context))
         mlp = MlpBlock(int(dit.dim * dit.mlp_ratio), dit.dropout)
-        return x + gate2[:, None] * mlp(modulate(PlainLayerNorm()(x), shift2, scale2), deterministic)
+        return x + gate2[:, None] * mlp(modulate(PlainLayerNorm()(x), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
@@ -84,9 +82,7 @@ class DiT(nn.Module):
     config: VFSConfig
 
     @nn.compact
-    def __call__(
-        self, x_t: jax.Array, t: jax.Array, context: jax.Array | None, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x_t: jax.Array, t: jax.Array, context: jax.Array | None) -> jax.Array:
         dit, pad = self.config.denoiser, self.config.denoiser.pad
         side = self.config.padded_size // dit.patch_size
         x = PatchEmbed(dit.patch_size, dit.dim)(jnp.pad(x_t, [(0, 0), (0, 0), (pad, pad), (pad, pad)]))
@@ -94,7 +90,7 @@ class DiT(nn.Module):
         x = x + jax.lax.stop_gradient(self.param("pos_embed", lambda key: sincos_positions(dit.dim, side)[None]))
         condition = self._condition(t, context)
         for layer in range(dit.depth):
-            x = DiTBlock(dit, dit.attends_to_context(layer))(x, condition, context, deterministic)
+            x = DiTBlock(dit, dit.attends_to_context(layer))(x, condition, context)
         patches = FinalLayer(dit.patch_size**2 * self.config.out_channels)(x, condition)
         image = unpatchify(patches, dit.patch_size, self.config.out_channels)
         return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad]
@@ -102,7 +98,7 @@ class DiT(nn.Module):
     def _condition(self, t: jax.Array, context: jax.Array | None) -> jax.Array:
         dit, diffusion = self.config.denoiser, self.config.diffusion
         scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1
-        time = TimestepEmbedder(dit.dim)(timestep_embedding(t * scale, TIMESTEP_FEATURES, jnp.float32))
+        time = TimestepEmbedder(TIMESTEP_FEATURES, dit.dim)(t * scale)
         if dit.conditioning == "lag" or not self.config.encoder.context_dim:
             return time
         assert context is not None

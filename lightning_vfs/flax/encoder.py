@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -15,7 +14,7 @@ from lightning_vfs.core.config import EncoderConfig, VFSConfig
 from lightning_vfs.core.patches import stack_patches
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.flax.attention import LSA, EncoderAttention
-from lightning_vfs.flax.layers import FeedForward, LayerNorm
+from lightning_vfs.flax.layers import FeedForward, LayerNorm, dropout
 
 
 class TransformerLayer(nn.Module):
@@ -25,11 +24,11 @@ class TransformerLayer(nn.Module):
     attention: type[EncoderAttention]
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         dim = self.config.dim
-        x = x + self.attention(self.config)(LayerNorm()(x), deterministic)
+        x = x + self.attention(self.config)(LayerNorm()(x))
         feed_forward = FeedForward(dim, int(dim * self.config.mlp_ratio), self.config.dropout)
-        return x + feed_forward(LayerNorm()(x), deterministic)
+        return x + feed_forward(LayerNorm()(x))
 
 
 class Transformer(nn.Module):
@@ -39,9 +38,9 @@ class Transformer(nn.Module):
     attention: type[EncoderAttention]
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.config.depth):
-            x = TransformerLayer(self.config, self.attention, name=f"layer_{i}")(x, deterministic)
+            x = TransformerLayer(self.config, self.attention, name=f"layer_{i}")(x)
         return x
 
 
@@ -69,27 +68,17 @@ class SetEncoder(nn.Module):
     attention: ClassVar[type[EncoderAttention]] = LSA
 
     @nn.compact
-    def __call__(
-        self,
-        x_set: jax.Array,
-        time: jax.Array | None = None,
-        shots: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> jax.Array:
+    def __call__(self, x_set: jax.Array, time: jax.Array | None, shots: jax.Array | None) -> jax.Array:
         encoder = self.config.encoder
-        drop = nn.Dropout(encoder.dropout, deterministic=deterministic)
         patches = self._patch_tokens(x_set, shots)
         x = jnp.concatenate([*self._extra_tokens(len(x_set), time), patches], axis=1)
         shape = (1, self.config.num_extra_tokens + self._num_patches, encoder.dim)
         positions = self.param("pos_embedding", nn.initializers.normal(0.02), shape)
-        x = drop(x + self._positions(positions, patches.shape[1]))
-        transformer = functools.partial(
-            Transformer(encoder, self.attention, name="transformer"), deterministic=deterministic
-        )
+        x = dropout(self, encoder.dropout)(x + self._positions(positions, patches.shape[1]))
+        transformer = Transformer(encoder, self.attention, name="transformer")
         x = LayerNorm(name="mlp_norm")(self._pool(transformer(x), transformer))
         if encoder.head_hidden_dim:
-            head = FeedForward(encoder.dim, encoder.head_hidden_dim, encoder.dropout, name="mlp_head_ff")
-            return head(x, deterministic)
+            return FeedForward(encoder.dim, encoder.head_hidden_dim, encoder.dropout, name="mlp_head_ff")(x)
         return nn.Dense(encoder.dim, name="mlp_dense")(x)
 
     @property

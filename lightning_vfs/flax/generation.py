@@ -13,25 +13,21 @@ from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.samplers import sample
 from lightning_vfs.core.sampling_config import SamplingConfig
-from lightning_vfs.flax.networks import Networks, Params
+from lightning_vfs.flax.few_shot_diffusion import FewShotDiffusion, Params
 from lightning_vfs.flax.noise import START, UInt64, indexed_normal
 
 
-@functools.partial(jax.jit, static_argnames="networks")
-def guide(networks: Networks, params: Params, support: jax.Array, t: jax.Array | None) -> jax.Array:
-    """Contexts that condition generation: (b, k, c, h, w), int (b,) or None -> (b, d) or (b, tokens, d).
-
-    Raises:
-        ValueError: no t for an encoder that sees it.
-    """
-    return networks.guide(params, support, t)
+@functools.partial(jax.jit, static_argnames="module")
+def encode(module: FewShotDiffusion, params: Params, support: jax.Array, t: jax.Array | None) -> jax.Array:
+    """Contexts that condition generation, as `FewShotDiffusion.encode` gives them."""
+    return module.run(params, support, t, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "sampling"))
+@functools.partial(jax.jit, static_argnames=("module", "sampling"))
 def generate(
-    networks: Networks,
+    module: FewShotDiffusion,
     params: Params,
-    guides: jax.Array | None,
+    conditions: jax.Array | None,
     context_index: jax.Array,
     index: jax.Array,
     seed: UInt64,
@@ -41,33 +37,34 @@ def generate(
     """One image (c, h, w) in [-1, 1] for every global index; its noise depends on index and seed alone.
 
     Args:
-        guides: contexts (b, ...); where the encoder sees the timestep, supports (b, k, c, h, w); None without
+        conditions: contexts (b, ...); where the encoder sees the timestep, supports (b, k, c, h, w); None without
             conditioning.
-        context_index: int (m,), which of the guides an image has.
+        context_index: int (m,), which of the conditions an image has.
         index: int (m,), global sample indices.
         sampling: guided only where the parameters have a null context.
 
     Raises:
         ConfigError: more steps than the process has.
     """
-    config = networks.config
+    config = module.config
     image = (config.denoiser_channels, config.denoiser_size, config.denoiser_size)
     noise = functools.partial(indexed_normal, index, image, seed)
     process = GaussianDiffusion(config.diffusion).respaced(sampling.steps)
     scales = jnp.asarray(sampling.guidance_scales(process.timesteps), dtype=jnp.float32)
+    denoiser = functools.partial(module.run, params, method="denoise")
 
     def contexts(t: jax.Array) -> jax.Array | None:
-        if guides is None or config.encoder.time_token != "timestep":
-            return guides
-        return networks.guide(params, guides, jnp.repeat(t[:1], len(guides)))
+        if conditions is None or config.encoder.time_token != "timestep":
+            return conditions
+        return module.run(params, conditions, jnp.repeat(t[:1], len(conditions)), method="encode")
 
     def denoise(x_t: jax.Array, t: jax.Array, step: jax.Array) -> jax.Array:
-        of_contexts = contexts(t)
-        context = None if of_contexts is None else of_contexts[context_index]
+        of_conditions = contexts(t)
+        context = None if of_conditions is None else of_conditions[context_index]
         if context is None or not sampling.is_guided:
-            return networks.denoise(params, x_t, t, context)
+            return denoiser(x_t, t, context)
         null = jnp.broadcast_to(params["null_context"], context.shape)
-        outputs = networks.denoise(params, _side_by_side(x_t, x_t), _side_by_side(t, t), _side_by_side(context, null))
+        outputs = denoiser(_side_by_side(x_t, x_t), _side_by_side(t, t), _side_by_side(context, null))
         conditional, unconditional = jnp.moveaxis(outputs.reshape(-1, 2, *outputs.shape[1:]), 1, 0)
         return guided(conditional, unconditional, scales[step], image[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,22 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lightning_vfs.core import requests
+from lightning_vfs.core import contract, requests
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.flax import generation
-from lightning_vfs.flax.networks import Networks, Params
+from lightning_vfs.flax.few_shot_diffusion import FewShotDiffusion, Params
 from lightning_vfs.flax.noise import uint64
-from lightning_vfs.flax.pretrained import load_pretrained
-from lightning_vfs.interop.jax_parameters import to_jax_params, wrong_leaves
+from lightning_vfs.interop.jax_parameters import parameter_table, to_jax_params, wrong_leaves
+from lightning_vfs.training.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from lightning_vfs.modules import FewShotDiffusion
+    from lightning_vfs.modules import FewShotDiffusion as TorchModel
+
+NOT_IN_JAX = {"latent.autoencoder": "the autoencoder, in whose latents it diffuses, runs in torch alone"}
+"""Options of `VFSConfig` that the twin does not have, and why: it refuses models that set them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,28 +46,24 @@ class FlaxVFSDDPM:
 
     Raises:
         CheckpointError: parameters are missing, extra or misshaped; all of them are named.
-        ConfigError: a model of latents.
+        ConfigError: the configuration sets an option of `NOT_IN_JAX`.
     """
 
     config: VFSConfig
     params: Params
 
     def __post_init__(self) -> None:
-        if self.config.latent.autoencoder:
-            raise ConfigError(
-                f"This model diffuses the latents of an autoencoder ({self.config.latent.autoencoder}), which there is "
-                "none of in JAX: sample it in torch, VFSDDPM.sample or `lightning-vfs sample --framework torch`."
-            )
+        _refuse_what_is_not_in_jax(self.config)
         leaves: dict[str, Any] = flatten_dict(self.params, sep="/")
         # A copy of what is not in JAX yet: of a NumPy array JAX may take the memory itself.
         leaves = {path: leaf if isinstance(leaf, jax.Array) else jnp.array(leaf) for path, leaf in leaves.items()}
-        wrong = wrong_leaves(leaves, self.networks.shapes(), self.config)
+        wrong = wrong_leaves(leaves, self.module.shapes(), self.config)
         if wrong:
             raise CheckpointError("The parameters do not fit the configuration:\n  " + "\n  ".join(wrong))
         object.__setattr__(self, "params", unflatten_dict(leaves, sep="/"))
 
     @classmethod
-    def from_torch(cls, model: FewShotDiffusion) -> FlaxVFSDDPM:
+    def from_torch(cls, model: TorchModel) -> FlaxVFSDDPM:
         """The twin of a torch model, with the weights that it holds now."""
         state_dict = {name: tensor.detach().cpu().float().numpy() for name, tensor in model.state_dict().items()}
         return cls(model.config, unflatten_dict(to_jax_params(state_dict, model.config), sep="/"))
@@ -79,13 +78,14 @@ class FlaxVFSDDPM:
         Raises:
             CheckpointError: there is no such folder, or its files are no model of ours.
         """
-        config, leaves = load_pretrained(name)
-        return cls(config, unflatten_dict(leaves, sep="/"))
+        config, state_dict = load_pretrained(name, "np")
+        config = contract.config_for_weights(state_dict, config)
+        return cls(config, unflatten_dict(_leaves(state_dict, config, name), sep="/"))
 
     @cached_property
-    def networks(self) -> Networks:
-        """The networks as functions of parameters; a static argument for `jax.jit`."""
-        return Networks(self.config)
+    def module(self) -> FewShotDiffusion:
+        """The model as a linen module without its parameters."""
+        return FewShotDiffusion(self.config)
 
     @cached_property
     def diffusion(self) -> GaussianDiffusion:
@@ -114,7 +114,7 @@ class FlaxVFSDDPM:
         Raises:
             ValueError: no label for a class-conditional model, or no t for an encoder that sees it.
         """
-        return self.networks.context(self.params, jnp.asarray(x_set), t, shots=shots, label=label)
+        return self.module.run(self.params, jnp.asarray(x_set), t, shots, label, method="contexts")
 
     def posterior(self, context: jax.Array) -> Any:
         """Of a Gaussian context mean and log-variance, (b, ..., dim) each; of a discrete one its codes' logits.
@@ -122,13 +122,13 @@ class FlaxVFSDDPM:
         Raises:
             ConfigError: the context is deterministic.
         """
-        if not self.networks.is_random:
+        if not self.module.is_random:
             raise ConfigError("EncoderConfig.context is 'deterministic': only a variational one has a posterior.")
-        return self.networks.posterior(self.params, context)
+        return self.module.run(self.params, context, method=lambda module, context: module.posterior(context))
 
     def denoiser(self, x_t: jax.Array, t: jax.Array, context: jax.Array | None) -> jax.Array:
         """The denoiser's output: x_t (b, c, h, w), t int (b,), context (b, ...) -> (b, c or 2c, h, w)."""
-        return self.networks.denoise(self.params, jnp.asarray(x_t), jnp.asarray(t), context)
+        return self.module.run(self.params, jnp.asarray(x_t), jnp.asarray(t), context, method="denoise")
 
     def loss(
         self,
@@ -160,24 +160,9 @@ class FlaxVFSDDPM:
             ValueError: no latent_noise for a variational context, no label for a class-conditional model, or dropped
                 images of a model without a null context.
         """
-        if dropped is not None:
-            requests.check_null_context(self.config)
-        encoder_rng, denoiser_rng = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
-        x_set, t, noise = jnp.asarray(x_set), jnp.asarray(t), jnp.asarray(noise)
-        n, *image = x_set.shape[1:]
-        x_0, noise, t_image = x_set.reshape(-1, *image), noise.reshape(-1, *image), jnp.repeat(t, n)
-        context, kl = self.networks.context(params, x_set, t, encoder_rng, shots=shots, label=label), jnp.zeros(())
-        if self.networks.is_random and context is not None:
-            if latent_noise is None:
-                raise ValueError("A variational context is drawn in training: give `latent_noise`.")
-            context, kl = self.networks.draw(params, context, latent_noise)
-        if context is not None and dropped is not None:
-            dropped = jnp.reshape(dropped, (-1,) + (1,) * (context.ndim - 1))
-            context = jnp.where(dropped, params["null_context"], context)
-        x_t = self.diffusion.q_sample(x_0, t_image, noise)
-        model_output = self.networks.denoise(params, x_t, t_image, context, denoiser_rng)
-        losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, jax.lax.stop_gradient)
-        return losses.mean() + self.config.encoder.kl_weight * kl.mean()
+        given = (*map(jnp.asarray, (x_set, t, noise)), latent_noise)
+        options = {"shots": shots, "dropped": dropped, "label": label}
+        return self.module.run(params, *given, **options, method="loss", dropout_rng=dropout_rng)
 
     def encode(self, support: jax.Array | np.ndarray, t: jax.Array | np.ndarray | None = None) -> jax.Array:
         """Context that conditions generation.
@@ -196,40 +181,36 @@ class FlaxVFSDDPM:
             ValueError: another shape of images, whole numbers, no t for an encoder that sees it, or a model that takes
                 no support.
         """
-        return generation.guide(self.networks, self.params, self._checked(support), t)
+        supports = support[None] if support.ndim == 4 else support
+        requests.check_support(tuple(supports.shape), self.config)
+        return generation.encode(self.module, self.params, _floats(supports), t)
 
     def sample(
         self,
         support: jax.Array | np.ndarray | None = None,
         num_images: int = 16,
-        steps: int = 50,
-        sampler: SamplerName = "ddim",
+        sampling: SamplingConfig = SamplingConfig(),
+        *,
         seed: int = 0,
-        eta: float = 0.0,
         batch_size: int = 256,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[int, int] | None = None,
         label: int | jax.Array | np.ndarray | None = None,
         devices: Sequence[jax.Device] | None = None,
+        **options: Any,
     ) -> jax.Array:
         """Images of the class that a support shows: those of the torch model, to the rounding of float32.
 
-        Compiled on the first call for these shapes and these options of the sampler and of its guidance.
+        Compiled on the first call for these shapes and this `sampling`.
 
         Args:
             support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines
                 without one.
             num_images: images per support.
-            steps: timesteps of the process that are taken.
-            sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+            sampling: how images are drawn.
             seed: seed of the noise, a 64-bit integer.
-            eta: of DDIM.
             batch_size: images that are generated at a time, on all devices together; no effect on the images.
-            guidance_scale: of classifier-free guidance; 1 is none. Other values need a model that was trained with
-                `encoder.context_dropout`.
-            guidance_interval: timesteps t of the full process, low <= t < high, that are guided; all by default.
             label: a training class or int (b,) of them, for class-conditional models.
             devices: over which every batch is spread; the parameters' own by default. No effect on the images.
+            **options: fields of `sampling` to replace, such as `steps=20, sampler="ddpm", guidance_scale=2.0`.
 
         Returns:
             (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports or labels, in [-1, 1].
@@ -245,24 +226,27 @@ class FlaxVFSDDPM:
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-        guides = self._guides(support, label, sampling)
-        guide_count = 1 if guides is None else len(guides)
-        total, count = guide_count * num_images, len(devices) if devices else 1
+        sampling = replace(sampling, **options)
+        condition = requests.Condition(
+            support[None] if support is not None and support.ndim == 4 else support,
+            None if label is None else np.atleast_1d(label),
+        )
+        conditions = self._conditions(condition, sampling)
+        total, count = condition.size * num_images, len(devices) if devices else 1
         # Every batch has one size, so that one compilation does for all; what is too much is cut off at the end.
         size = -(-min(batch_size, total) // count) * count
         index = np.arange(-(-total // size) * size, dtype=np.int32)
-        context_index = np.minimum(index // num_images, guide_count - 1)
+        context_index = np.minimum(index // num_images, condition.size - 1)
         params, split = self.params, None
         if devices:
             mesh = Mesh(np.asarray(devices), ("batch",))
             split = NamedSharding(mesh, PartitionSpec("batch"))
-            params, guides = jax.device_put((params, guides), NamedSharding(mesh, PartitionSpec()))
+            params, conditions = jax.device_put((params, conditions), NamedSharding(mesh, PartitionSpec()))
         batches = [
             generation.generate(
-                self.networks,
+                self.module,
                 params,
-                guides,
+                conditions,
                 *jax.device_put((context_index[start : start + size], index[start : start + size]), split),
                 uint64(seed),
                 sampling=sampling,
@@ -271,30 +255,45 @@ class FlaxVFSDDPM:
         ]
         images = jnp.concatenate(batches)[:total]
         batched = np.ndim(label) == 1 if label is not None else support is not None and support.ndim == 5
-        return images.reshape(guide_count, num_images, *images.shape[1:]) if batched else images
+        return images.reshape(condition.size, num_images, *images.shape[1:]) if batched else images
 
-    def _guides(self, support: Any, label: Any, sampling: SamplingConfig) -> jax.Array | None:
+    def _conditions(self, condition: requests.Condition, sampling: SamplingConfig) -> jax.Array | None:
         """What conditions generation: contexts (b, ...), supports where the encoder sees t, or None."""
-        encoder = self.config.encoder
         requests.check_guidance(sampling, self.config)
-        if not encoder.takes_support:
-            if support is not None:
-                requests.check_support(tuple(support.shape), self.config)
-            if label is not None:
-                label = np.atleast_1d(label)
-                requests.check_labels(label.tolist(), self.config)
-            return self.networks.label_context(self.params, label)
-        if support is None or label is not None:
-            raise ValueError("This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one.")
-        supports = self._checked(support)
-        if encoder.time_token == "timestep":
+        condition.check(self.config)
+        if condition.support is None:
+            return self.module.run(self.params, condition.label, method="label_context")
+        supports = _floats(condition.support)
+        if self.config.encoder.time_token == "timestep":
             return supports
-        return generation.guide(self.networks, self.params, supports, None)
+        return generation.encode(self.module, self.params, supports, None)
 
-    def _checked(self, support: Any) -> jax.Array:
-        """A batch of supports (b, k, c, h, w) that the model can take."""
-        supports = support[None] if support.ndim == 4 else support
-        requests.check_support(tuple(supports.shape), self.config)
-        if not jnp.issubdtype(supports.dtype, jnp.floating):
-            raise ValueError(f"A support has floats in [-1, 1]; got {supports.dtype}: scale pixels by x / 127.5 - 1.")
-        return jnp.asarray(supports, dtype=jnp.float32)
+
+def _refuse_what_is_not_in_jax(config: VFSConfig) -> None:
+    given, defaults = config.to_dict(), VFSConfig().to_dict()
+    for option, reason in NOT_IN_JAX.items():
+        part, name = option.split(".")
+        if given[part][name] != defaults[part][name]:
+            raise ConfigError(
+                f"FlaxVFSDDPM does not run this model: {option} is {given[part][name]!r}, but {reason}. Sample it in "
+                "torch, by VFSDDPM.sample or `lightning-vfs sample --framework torch`."
+            )
+
+
+def _floats(support: jax.Array | np.ndarray) -> jax.Array:
+    if not jnp.issubdtype(support.dtype, jnp.floating):
+        raise ValueError(f"A support has floats in [-1, 1]; got {support.dtype}: scale pixels by x / 127.5 - 1.")
+    return jnp.asarray(support, dtype=jnp.float32)
+
+
+def _leaves(state_dict: dict[str, np.ndarray], config: VFSConfig, source: str | Path) -> dict[str, np.ndarray]:
+    """The leaves of our weights, float32, by path."""
+    ours = [parameter.name for parameter in parameter_table(config)]
+    wrong = [f"missing: {name}" for name in ours if name not in state_dict]
+    wrong += [f"extra: {name}" for name in sorted(set(state_dict) - set(ours))]
+    if wrong:
+        raise CheckpointError(f"The weights in {source} do not fit its configuration:\n  " + "\n  ".join(wrong))
+    try:
+        return to_jax_params({name: value.astype(np.float32) for name, value in state_dict.items()}, config)
+    except ValueError as error:  # einops cannot take apart what has another number of axes
+        raise CheckpointError(f"The weights in {source} do not fit its configuration: {error}") from error

@@ -8,7 +8,6 @@ from einops import rearrange
 from flax import linen as nn
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.embeddings import timestep_embedding
 from lightning_vfs.core.sets import set_mean
 from lightning_vfs.core.unet import EMBEDDING_RATIO
 from lightning_vfs.flax.layers import MlpBlock, TimeEmbed
@@ -25,9 +24,7 @@ class UNet(HalfUNet):
     config: VFSConfig
 
     @nn.compact
-    def __call__(
-        self, x_t: jax.Array, t: jax.Array, context: jax.Array | None, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x_t: jax.Array, t: jax.Array, context: jax.Array | None) -> jax.Array:
         unet = self.config.denoiser
         options = BlockOptions(
             scale_shift_norm=unet.scale_shift_norm,
@@ -35,7 +32,6 @@ class UNet(HalfUNet):
             dropout=unet.dropout,
             heads=unet.heads,
             crosses=unet.conditioning == "lag",
-            deterministic=deterministic,
         )
         embedding = self._embedding(t, context)
         *skips, x = self.features(unet, options, rearrange(x_t, "b c h w -> b h w c"), embedding, context)
@@ -54,7 +50,7 @@ class UNet(HalfUNet):
         unet, diffusion = self.config.denoiser, self.config.diffusion
         scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1
         dim = EMBEDDING_RATIO * unet.channels
-        time = TimeEmbed(dim, name="time_embed")(timestep_embedding(t * scale, unet.channels, jnp.float32))
+        time = TimeEmbed(unet.channels, dim, name="time_embed")(t * scale)
         if unet.conditioning == "lag" or not self.config.encoder.context_dim:
             return time
         assert context is not None
@@ -75,13 +71,7 @@ class UNetEncoder(HalfUNet):
     config: VFSConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x_set: jax.Array,
-        time: jax.Array | None = None,
-        shots: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> jax.Array:
+    def __call__(self, x_set: jax.Array, time: jax.Array | None, shots: jax.Array | None) -> jax.Array:
         encoder, s = self.config.encoder, x_set.shape[1]
         options = BlockOptions(
             scale_shift_norm=True,
@@ -89,7 +79,6 @@ class UNetEncoder(HalfUNet):
             dropout=encoder.dropout,
             heads=encoder.heads,
             crosses=False,
-            deterministic=deterministic,
         )
         embedding = None if time is None else jnp.repeat(time, s, axis=0)
         smallest = self.features(encoder, options, rearrange(x_set, "b s c h w -> (b s) h w c"), embedding)[-1]
@@ -98,5 +87,5 @@ class UNetEncoder(HalfUNet):
         pooled = positions.mean(axis=2) if encoder.pool == "mean" else positions
         out = nn.Dense(encoder.dim, name="head")(set_mean(pooled, shots))
         if encoder.head_hidden_dim:
-            out = MlpBlock(encoder.head_hidden_dim, encoder.dropout, name="head_mlp")(out, deterministic)
+            out = MlpBlock(encoder.head_hidden_dim, encoder.dropout, name="head_mlp")(out)
         return out

@@ -16,6 +16,7 @@ from lightning_vfs.core.config import EncoderConfig
 from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.unet import norm_groups
 from lightning_vfs.flax.attention import CrossAttention
+from lightning_vfs.flax.layers import dropout
 
 Direction = Literal["down", "up"]
 
@@ -33,7 +34,6 @@ class BlockOptions:
         dropout: probability of dropout in every residual block.
         heads: attention heads.
         crosses: cross-attention to the context's tokens follows every self-attention.
-        deterministic: nothing is dropped.
     """
 
     scale_shift_norm: bool
@@ -41,7 +41,6 @@ class BlockOptions:
     dropout: float
     heads: int
     crosses: bool
-    deterministic: bool
 
 
 class HalfUNet(nn.Module):
@@ -145,7 +144,7 @@ class ResBlock(nn.Module):
         options = self.options
         hidden = _resized(nn.silu(group_norm(x.shape[-1], "norm1")(x)), self.direction)
         hidden = self._modulated_norm(Conv3x3(self.dim, name="conv1")(hidden), embedding)
-        hidden = nn.Dropout(options.dropout, deterministic=options.deterministic)(nn.silu(hidden))
+        hidden = dropout(self, options.dropout)(nn.silu(hidden))
         skip = _resized(x, self.direction)
         if x.shape[-1] != self.dim:
             skip = nn.Conv(self.dim, (1, 1), name="skip")(skip)

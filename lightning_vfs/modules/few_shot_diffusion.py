@@ -178,7 +178,7 @@ class FewShotDiffusion(nn.Module):
                 null context.
         """
         if self.posterior is not None and latent_noise is None:
-            raise ValueError("A variational context is drawn in training: give `latent_noise`.")
+            raise requests.missing_latent_noise()
         if dropped is not None:
             requests.check_null_context(self.config)
         b, n = x_set.shape[:2]

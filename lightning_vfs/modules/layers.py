@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from lightning_vfs.core.embeddings import timestep_embedding
+from lightning_vfs.core.requests import missing_timestep
 from lightning_vfs.modules.dropout import Dropout
 
 LAYER_NORM_EPS = 1e-6
@@ -64,10 +65,7 @@ class TimestepMLP(nn.Module):
 def required_timestep(t: Num[Tensor, " b"] | None) -> Num[Tensor, " b"]:
     """The timestep (b,) of an encoder that sees it; raises ValueError where there is none."""
     if t is None:
-        raise ValueError(
-            "This encoder was built with time_token `timestep`: it needs the timestep t (int, shape (b,)), "
-            "in training and at every sampling step."
-        )
+        raise missing_timestep()
     return t
 
 

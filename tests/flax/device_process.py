@@ -18,12 +18,12 @@ def main(folder: Path) -> None:
     model = FlaxVFSDDPM.from_pretrained(folder)
     support, devices = np.load(folder / "support.npy"), jax.devices()
     generate, report = generation.generate, {"devices": len(devices), "parts": [], "collectives": []}
-    images = {"one": model.sample(support, 6, 4, guidance_scale=1.5)}
+    images = {"one": model.sample(support, 6, steps=4, guidance_scale=1.5)}
     compiled = []
 
-    def watched(networks, *args, **options):
+    def watched(module, *args, **options):
         if not compiled:
-            compiled.append(generate.lower(networks, *args, **options).compile())
+            compiled.append(generate.lower(module, *args, **options).compile())
             text = compiled[0].as_text()
             report["collectives"] = [name for name in COLLECTIVES if name in text]
         out = compiled[0](*args)
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
         return out
 
     generation.generate = watched
-    images["four"] = model.sample(support, 6, 4, guidance_scale=1.5, batch_size=5, devices=devices)
+    images["four"] = model.sample(support, 6, steps=4, guidance_scale=1.5, batch_size=5, devices=devices)
     np.savez(folder / "images.npz", **images)
     print(json.dumps(report | {"torch": "torch" in sys.modules}))
 

@@ -25,12 +25,13 @@ CASES = sorted((Path(__file__).parents[1] / "reference").glob("*.safetensors"))
 def of_networks(model: FlaxVFSDDPM, params: dict, inputs: dict) -> dict[str, jax.Array]:
     """The reference's outputs up to the denoiser's."""
     x_set, noise, t_image = inputs["x_set"], inputs["noise"], jnp.repeat(inputs["t"], inputs["x_set"].shape[1])
-    networks = model.networks
-    context = networks.context(params, x_set, inputs["t"])
+    run = functools.partial(model.module.run, params)
+    context = run(x_set, inputs["t"], method="contexts")
     x_t = model.diffusion.q_sample(x_set.reshape(noise.shape), t_image, noise)
-    outputs = {"context": context, "x_t": x_t, "model_output": networks.denoise(params, x_t, t_image, context)}
-    if networks.is_variational:
-        mean, log_variance = networks.posterior(params, context)
+    model_output = run(x_t, t_image, context, method="denoise")
+    outputs = {"context": context, "x_t": x_t, "model_output": model_output}
+    if model.module.is_random:
+        mean, log_variance = run(context, method=lambda module, context: module.posterior(context))
         kl = standard_gaussian_kl_bits(mean, log_variance)
         outputs |= {"posterior_mu": mean, "posterior_logvar": log_variance, "kl_bits": kl}
     return outputs

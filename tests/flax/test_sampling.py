@@ -17,7 +17,7 @@ import torch
 from lightning_vfs import SetSizeMismatchError
 from lightning_vfs.core import ConfigError, DiffusionConfig
 from lightning_vfs.flax import FlaxVFSDDPM, generation
-from lightning_vfs.flax.networks import Networks
+from lightning_vfs.flax.few_shot_diffusion import FewShotDiffusion
 from tests.flax.compilation import quick_jit
 from tests.flax.models import UNET
 from tests.numerics import JAX_REFERENCE, NETWORK, rounding, sampling_gain
@@ -67,7 +67,7 @@ DRAWS: dict[str, tuple[dict, dict, dict]] = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_images_are_those_of_torch(tiny_model, monkeypatch, name: str) -> None:
-    quick = quick_jit(generation.generate.__wrapped__, static_argnames=("networks", "sampling"))
+    quick = quick_jit(generation.generate.__wrapped__, static_argnames=("module", "sampling"))
     monkeypatch.setattr(generation, "generate", quick)
     model, condition, how = DRAWS[name]
     model, how = tiny_model(**model), {"num_images": 5, "steps": 6, "batch_size": 3, **how}
@@ -83,7 +83,7 @@ def test_images_are_those_of_torch(tiny_model, monkeypatch, name: str) -> None:
 def test_images_do_not_depend_on_the_batch_size(tiny_model) -> None:
     model = tiny_model(diffusion={"prediction": "v"})  # with "eps" rounding can reach the third digit: sampling_gain
     twin, support = FlaxVFSDDPM.from_torch(model), jnp.asarray(supports(2, 3).numpy())
-    in_threes, at_once = (twin.sample(support, 5, 6, eta=0.5, batch_size=size) for size in (3, 256))
+    in_threes, at_once = (twin.sample(support, 5, steps=6, eta=0.5, batch_size=size) for size in (3, 256))
     assert at_once.std() > 0.1
     np.testing.assert_allclose(at_once, in_threes, **rounding(6 * NETWORK))
 
@@ -97,7 +97,7 @@ def test_images_do_not_depend_on_the_batch_size(tiny_model) -> None:
     ],
 )
 def test_contexts_of_supports_are_those_of_torch(tiny_model, monkeypatch, model: dict, t: list[int] | None) -> None:
-    monkeypatch.setattr(generation, "guide", quick_jit(generation.guide.__wrapped__, static_argnames="networks"))
+    monkeypatch.setattr(generation, "encode", quick_jit(generation.encode.__wrapped__, static_argnames="module"))
     model, support = tiny_model(**model), supports(2, 3)
     expected = model.encode(support, None if t is None else torch.tensor(t))
     context = FlaxVFSDDPM.from_torch(model).encode(support.numpy(), None if t is None else np.array(t))
@@ -107,9 +107,9 @@ def test_contexts_of_supports_are_those_of_torch(tiny_model, monkeypatch, model:
 
 @pytest.mark.parametrize("time_token", ["none", "timestep"])
 def test_one_compilation_does_for_all_seeds_weights_and_batches(tiny_model, monkeypatch, time_token: str) -> None:
-    noises, guides = [], []
+    noises, encoded = [], []
     monkeypatch.setattr(generation, "indexed_normal", counting(generation.indexed_normal, noises))
-    monkeypatch.setattr(Networks, "guide", counting(Networks.guide, guides))
+    monkeypatch.setattr(FewShotDiffusion, "encode", counting(FewShotDiffusion.encode, encoded))
     twin = FlaxVFSDDPM.from_torch(tiny_model(encoder={"time_token": time_token}, diffusion={"timesteps": 23}))
 
     def images(model: FlaxVFSDDPM, seed: int = 0) -> jax.Array:
@@ -121,7 +121,7 @@ def test_one_compilation_does_for_all_seeds_weights_and_batches(tiny_model, monk
     assert abs(other_seed - first).max() > 0.1 and abs(other_weights - first).max() > 1e-3
     assert len(noises) == 1  # DDIM with eta 0 starts from noise and draws no more
     # Supports are encoded, not images; inside the loop over the steps if the encoder sees the timestep.
-    [(_, _, support, t)] = guides
+    [(_, support, t)] = encoded
     assert support.shape[:2] == (2, 3) and (t is not None) == (time_token == "timestep")
 
 
@@ -205,7 +205,7 @@ def four_devices(tmp_path_factory) -> tuple[dict, dict[str, np.ndarray]]:
     report = subprocess.run([sys.executable, process, folder], env=environment, capture_output=True, text=True)
     assert report.returncode == 0, report.stderr
     images = dict(np.load(folder / "images.npz")) | {
-        "torch": model.eval().sample(supports(2, 3), 6, 4, guidance_scale=1.5)
+        "torch": model.eval().sample(supports(2, 3), 6, steps=4, guidance_scale=1.5)
     }
     return json.loads(report.stdout), images
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,21 @@ import torch
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+import lightning_vfs
 from lightning_vfs import VFSDDPM, CheckpointError
 from lightning_vfs.core import ConfigError
 from lightning_vfs.core.config import LatentConfig
+from lightning_vfs.core.contract import TRAINING_ONLY
 from lightning_vfs.flax import FlaxVFSDDPM
 from lightning_vfs.flax.dit import DiT
+from lightning_vfs.flax.model import NOT_IN_JAX
 from lightning_vfs.flax.unet import UNet
 from lightning_vfs.interop.jax_parameters import from_jax_params, to_jax_params
 from tests.conftest import tiny_config
 from tests.flax.compilation import quick_jit
 from tests.flax.models import MODELS, MORE_MODELS, UNET, training_batch
+
+LIBRARY = Path(lightning_vfs.__file__).parent
 
 
 def twin_of(model: VFSDDPM) -> FlaxVFSDDPM:
@@ -116,7 +123,7 @@ def drops(model: VFSDDPM) -> list[tuple]:
     def record(call, args, kwargs, context):
         if isinstance(drop := context.module, nn.Dropout):
             seen.append((drop.path[:-1], drop.rate, args[0].shape[1:]))
-            assert not (args[1] if drop.deterministic is None else drop.deterministic), drop.path
+            assert not drop.deterministic, drop.path
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
@@ -126,37 +133,37 @@ def drops(model: VFSDDPM) -> list[tuple]:
 
 def test_dropout_is_where_torch_has_it(tiny_model) -> None:
     encoder = {"dropout": 0.25, "head_hidden_dim": 12, "projection_dim": 12}
-    layer = ("transformer", "layer_0")
+    layer, block = ("encoder", "transformer", "layer_0"), ("dit", "DiTBlock_0")
     assert drops(tiny_model(3, encoder=encoder, denoiser={"dropout": 0.5})) == sorted(
         [
-            ((), 0.25, (17, 16)),  # embeddings
+            (("encoder",), 0.25, (17, 16)),  # embeddings
             ((*layer, "LSA_0"), 0.25, (2, 17, 17)),  # attention probabilities
             ((*layer, "LSA_0"), 0.25, (17, 16)),
             ((*layer, "FeedForward_0"), 0.25, (17, 64)),
             ((*layer, "FeedForward_0"), 0.25, (17, 16)),
-            (("mlp_head_ff",), 0.25, (12,)),
-            (("mlp_head_ff",), 0.25, (16,)),
-            ((), 0.25, (12,)),  # projection
-            ((), 0.25, (12,)),
-            (("DiTBlock_0",), 0.5, (4, 16)),
-            (("DiTBlock_0", "MlpBlock_0"), 0.5, (4, 64)),
+            (("encoder", "mlp_head_ff"), 0.25, (12,)),
+            (("encoder", "mlp_head_ff"), 0.25, (16,)),
+            (("projection",), 0.25, (12,)),
+            (("projection",), 0.25, (12,)),
+            (block, 0.5, (4, 16)),
+            ((*block, "MlpBlock_0"), 0.5, (4, 64)),
         ]
     )
 
 
 def test_dropout_of_cross_attention_and_of_the_vit_is_where_torch_has_it(tiny_model) -> None:
     encoder = {"architecture": "vit", "pool": "agg", "dropout": 0.25}
-    layer = ("transformer", "layer_0")
+    layer, block = ("encoder", "transformer", "layer_0"), ("dit", "DiTBlock_0")
     assert drops(tiny_model(3, encoder=encoder, denoiser={"dropout": 0.5, "conditioning": "lag"})) == sorted(
         [
-            ((), 0.25, (17, 16)),  # embeddings
+            (("encoder",), 0.25, (17, 16)),  # embeddings
             ((*layer, "EncoderAttention_0"), 0.25, (2, 17, 17)),  # attention probabilities
             ((*layer, "EncoderAttention_0"), 0.25, (17, 16)),
             ((*layer, "FeedForward_0"), 0.25, (17, 64)),
             ((*layer, "FeedForward_0"), 0.25, (17, 16)),
-            (("DiTBlock_0",), 0.5, (4, 16)),
-            (("DiTBlock_0",), 0.5, (4, 16)),  # cross-attention
-            (("DiTBlock_0", "MlpBlock_0"), 0.5, (4, 64)),
+            (block, 0.5, (4, 16)),
+            (block, 0.5, (4, 16)),  # cross-attention
+            ((*block, "MlpBlock_0"), 0.5, (4, 64)),
         ]
     )
 
@@ -166,8 +173,10 @@ def test_dropout_of_a_unet_is_in_its_residual_blocks_and_its_head(tiny_model) ->
     seen = drops(tiny_model(3, encoder=encoder, denoiser={**UNET, "dropout": 0.5}))
     down = [("down_0", "blocks_0", "res"), ("down_1", "blocks_0", "res"), ("middle_0", "res"), ("middle_1", "res")]
     up = [(f"up_{level}", f"blocks_{block}", "res") for level in range(2) for block in range(2)]
-    assert [path for path, rate, _ in seen if rate == 0.5] == down + up
-    assert [path for path, rate, _ in seen if rate == 0.25] == sorted([*down, ("down_0", "resample"), ("head_mlp",)])
+    assert [path for path, *_ in seen if path[0] == "unet"] == [("unet", *path) for path in down + up]
+    in_encoder = sorted([*down, ("down_0", "resample"), ("head_mlp",)])
+    assert [path for path, *_ in seen if path[0] == "encoder"] == [("encoder", *path) for path in in_encoder]
+    assert {(path[0], rate) for path, rate, _ in seen} == {("unet", 0.5), ("encoder", 0.25)}
 
 
 def test_nothing_is_dropped_without_a_key_and_something_else_with_another(tiny_model) -> None:
@@ -238,10 +247,58 @@ def test_what_a_model_lacks_is_said(tiny_model) -> None:
     batch = {name: value.numpy() for name, value in training_batch(twin.config).items()}
     with pytest.raises(ValueError, match="latent_noise"):
         jax.eval_shape(lambda params: variational.loss(params, **batch), variational.params)
+    label = FlaxVFSDDPM.from_torch(tiny_model(3, encoder={"architecture": "class_label", "num_classes": 3}))
+    with pytest.raises(ValueError, match="give it `label`"):
+        jax.eval_shape(lambda params: label.loss(params, **batch), label.params)
+    for model in (twin, label):
+        with pytest.raises(ValueError, match="no null context: leave `dropped` out"):
+            model.loss(model.params, **batch, dropped=np.ones((2, 3), bool), label=np.array([2, 0]))
+
+
+# Models that together have every option that the twin runs.
+EVERY_OPTION: list[dict] = [
+    {
+        "encoder": {
+            "tokenizer": "per_slot_mean",
+            "pool": "patches",
+            "time_token": "timestep",
+            "projection_dim": 12,
+            "context": "variational_discrete",
+            "context_dropout": 0.1,
+        },
+        "denoiser": {"conditioning": "lag"},
+    },
+    {"encoder": {**UNET, "pool": "mean"}, "denoiser": UNET},
+    {"encoder": {"architecture": "class_label", "num_classes": 3}},
+]
+
+
+def test_every_option_is_run_or_of_training_alone_or_refused(tiny_model, monkeypatch) -> None:
+    twins, read = [FlaxVFSDDPM.from_torch(tiny_model(3, **parts)) for parts in EVERY_OPTION], set()
+    options = {f"{part}.{name}" for part, values in twins[0].config.to_dict().items() for name in values}
+
+    def recorded(part: str):
+        def getattribute(self, name: str):
+            # The library's own code, and no comparison or hash of configurations.
+            if Path(sys._getframe(1).f_code.co_filename).is_relative_to(LIBRARY):
+                read.add(f"{part}.{name}")
+            return object.__getattribute__(self, name)
+
+        return getattribute
+
+    for part in (parts := twins[0].config).to_dict():
+        monkeypatch.setattr(type(getattr(parts, part)), "__getattribute__", recorded(part))
+    for twin in twins:
+        batch = {name: value.numpy() for name, value in training_batch(twin.config).items()}
+        jax.eval_shape(functools.partial(twin.loss, **batch), twin.params)
+        given = {"label": 1} if "label" in batch else {"support": batch["x_set"][0, :2]}
+        jax.eval_shape(functools.partial(twin.sample, **given, num_images=2, steps=2))
+    unread = options - read - {*TRAINING_ONLY} - NOT_IN_JAX.keys()
+    assert unread == {f"latent.{name}" for name in ("channels", "downsampling", "scale")}  # of the autoencoder
 
 
 def test_a_model_of_latents_is_refused_with_the_way_out(tiny_model) -> None:
     latent = LatentConfig(autoencoder="models/kl", downsampling=2)
     config = replace(tiny_config(diffusion={"clip_denoised": False}), latent=latent)
-    with pytest.raises(ConfigError, match=r"latents of an autoencoder \(models/kl\).*sample it in torch"):
+    with pytest.raises(ConfigError, match=r"latent.autoencoder is 'models/kl', but .*Sample it in torch"):
         FlaxVFSDDPM.from_torch(VFSDDPM(config))
