@@ -41,7 +41,7 @@ class JSONRecord:
         Raises:
             EvaluationError: another schema, or fields that are missing, unknown or of another type; all are named.
         """
-        found = values.get("schema")
+        found: Any = values.get("schema")
         if found not in range(1, cls.SCHEMA + 1) or isinstance(found, bool):
             raise EvaluationError(
                 "there is no `schema` in it, so that it is no record of an evaluation (fid.json)."
