@@ -15,7 +15,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.evaluation.plan import EvaluationPlan
+from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation
 from lightning_vfs.metrics import FidelityMetric, ImageFeatures
@@ -36,6 +36,12 @@ def split_figures(rank, world_size, num_images, num_real):
     # Twice: the second time with the real features that were kept.
     results = [evaluation.evaluate(Painter(), 3, shard) for _ in range(2)]
     return [{name: figure.value for name, figure in result.figures.items()} for result in results]
+
+
+def evaluated():
+    plan = EvaluationPlan(num_images=31, splits=["out"], feature_extractor=TINY, few_shot_way=5, batch_size=7)
+    record = evaluate(Painter(), Patterns(), plan)
+    return {name: figure.value for name, figure in record.figures.items()} | {"ranks": record.environment.world_size}
 
 
 def error_of_an_empty_metric():
@@ -75,6 +81,7 @@ def main():
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
             found[f"uneven shares, {world_size}"] = split_figures(rank, world_size, 31, None)
             found[f"ranks without images, {world_size}"] = split_figures(rank, world_size, 2, 2)
+            found[f"evaluate, {world_size}"] = evaluated() if world_size < 3 else None
             found[f"error, {world_size}"] = error_of_an_empty_metric()
             dist.destroy_process_group()
     if rank < 2:
