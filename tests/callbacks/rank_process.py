@@ -15,6 +15,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation
@@ -39,7 +40,8 @@ def split_figures(rank, world_size, num_images, num_real):
 
 
 def evaluated():
-    plan = EvaluationPlan(num_images=31, splits=["out"], feature_extractor=TINY, few_shot_way=5, batch_size=7)
+    few = {"num_images": 31, "splits": ["out"], "feature_extractor": TINY, "few_shot_way": 5, "batch_size": 7}
+    plan = EvaluationPlan(**few, sampling=SamplingConfig(2))
     record = evaluate(Painter(), Patterns(), plan)
     return {name: figure.value for name, figure in record.figures.items()} | {"ranks": record.environment.world_size}
 
