@@ -25,9 +25,11 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
-from lightning_vfs import VFSDDPM, EMACallback, FIDCallback, VFSConfig
+from lightning_vfs import VFSDDPM, EMACallback, VFSConfig
+from lightning_vfs.core import SamplingConfig
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.data.pictures import sample_grid
+from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.modules import OptimizerConfig
 from lightning_vfs.training.optimizer import build_adamw
 
@@ -133,7 +135,11 @@ def run(name: str, cpu_seconds: float) -> None:
     start = time.process_time()
     # An average over the same share of every run: what a run begins with weighs e**-7, a thousandth, at its end.
     averaging = EMACallback(decay=1 - 7 / steps, warmup=False)
-    trainer = trainer_of([averaging], max_steps=steps, limit_val_batches=0)
+    trainer = pl.Trainer(
+        accelerator="cpu", callbacks=[averaging], max_steps=steps, gradient_clip_val=1.0, limit_val_batches=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
     trainer.fit(model, datamodule=data)
     took = time.process_time() - start
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -143,37 +149,24 @@ def run(name: str, cpu_seconds: float) -> None:
         "steps": steps,
         "cpu_seconds_per_step": step,
         "cpu_seconds": took,
-        "evaluations": [evaluate(model, data, how) for how in (STANDARD, *variant.sampling)],
+        "evaluations": [figures_of(model, data, how) for how in (STANDARD, *variant.sampling)],
     }
     draw(model, data).save(folder / "grid.png")
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def trainer_of(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{"gradient_clip_val": 1.0, "max_epochs": -1} | options,
-    )
-
-
-def evaluate(model: VFSDDPM, data: GlyphSets, how: dict[str, Any]) -> dict[str, Any]:
+def figures_of(model: VFSDDPM, data: GlyphSets, how: dict[str, Any]) -> dict[str, Any]:
     """Figures of 500 images a split; of both splits where images are drawn in the standard way."""
     splits = ["in"] if model.config.encoder.architecture == "class_label" else ["out"]
     if how is STANDARD:
         splits = ["in", *(split for split in splits if split == "out")]
     start = time.process_time()
-    callback = FIDCallback(
-        splits=splits, feature_extractor=EXTRACTOR, num_images=IMAGES, record=FOLDER / "fid.json", **how
+    shots, sampling = how.get("shots"), {name: value for name, value in how.items() if name != "shots"}
+    plan = EvaluationPlan(
+        splits=splits, feature_extractor=EXTRACTOR, num_images=IMAGES, shots=shots, sampling=SamplingConfig(**sampling)
     )
-    trainer = trainer_of([callback])
-    trainer.test(model, datamodule=data, verbose=False)
-    figures = {name.replace(f"[{EXTRACTOR}]", ""): float(value) for name, value in trainer.callback_metrics.items()}
+    record = evaluate(model, data, plan)
+    figures = {name.replace(f"[{EXTRACTOR}]", ""): figure.value for name, figure in record.figures.items()}
     return {"how": how, "cpu_seconds": time.process_time() - start, "figures": figures}
 
 

@@ -17,17 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image
 
-from lightning_vfs import VFSDDPM, FIDCallback
+from lightning_vfs import VFSDDPM
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.commands.quiet import quiet
-from lightning_vfs.core import VFSConfig
+from lightning_vfs.core import SamplingConfig, VFSConfig
 from lightning_vfs.core.files import replacing
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.data.pictures import sample_grid, save_png
+from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.frechet import frechet_distance
 from lightning_vfs.modules import OptimizerConfig
@@ -80,14 +81,12 @@ def fit_to_machine(settings: dict, precision: str | None) -> list[str]:
 
 def fid_of_untrained(data: GlyphSets, config: VFSConfig) -> float:
     """FID on unseen classes of a model that was never trained."""
-    callback = FIDCallback(
-        splits=("out",), feature_extractor=EXTRACTOR, steps=10, few_shot_way=None, record=UNTRAINED_RECORD
+    plan = EvaluationPlan(
+        splits=["out"], feature_extractor=EXTRACTOR, sampling=SamplingConfig(steps=10), few_shot_way=None
     )
-    trainer = Trainer(
-        callbacks=[callback], logger=False, barebones=False, enable_checkpointing=False, enable_progress_bar=False
-    )
-    (figures,) = trainer.test(VFSDDPM(config), datamodule=data, verbose=False)
-    return figures[f"fid[{EXTRACTOR}]/out"]
+    record = evaluate(VFSDDPM(config), data, plan, device="cuda" if torch.cuda.is_available() else "cpu")
+    record.write(UNTRAINED_RECORD)
+    return record.figures[f"fid[{EXTRACTOR}]/out"].value
 
 
 def fid_of_real_halves(data: GlyphSets) -> float:

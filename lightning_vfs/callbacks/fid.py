@@ -1,33 +1,30 @@
-"""FIDCallback: figures of the images of the model that is trained, validated or tested, and the record of them."""
+"""FIDCallback: when a model that is trained, validated or tested is evaluated, and where figures and record go."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_vfs.callbacks.evaluation import check_model, evaluating, sets_of, shots_of
-from lightning_vfs.callbacks.evaluation_record import record_path, write_record
+from lightning_vfs.callbacks.evaluation import evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
-from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
-from lightning_vfs.data.module import SetDataModule, Split
+from lightning_vfs.evaluation.evaluator import Evaluator
+from lightning_vfs.evaluation.model import model_record
+from lightning_vfs.evaluation.plan import EvaluationPlan
+from lightning_vfs.evaluation.record import FILE_NAME, ModelRecord
 from lightning_vfs.evaluation.shard import RankShard
-from lightning_vfs.evaluation.split import EvaluationPlan, SplitEvaluation, check_class_names
-from lightning_vfs.metrics import INCEPTION, ImageFeatures
-from lightning_vfs.metrics.extractors import check_metrics
+from lightning_vfs.metrics import INCEPTION
 from lightning_vfs.metrics.fidelity import FidelityOptions
-from lightning_vfs.training.averaging import weights_in_words
-
-SPLITS: dict[str, Split] = {"in": "train", "out": "test"}
-"""Split of the data behind each distribution: classes that the model is trained on, and classes that it never sees."""
+from lightning_vfs.training.averaging import averaging_of, weights_in_words
 
 
 class FIDCallback(Callback):
@@ -108,80 +105,43 @@ class FIDCallback(Callback):
         save_images: str | os.PathLike[str] | None = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not splits or isinstance(splits, str) or not set(splits) <= set(SPLITS):
-            raise ConfigError(f"FIDCallback.splits is {splits!r}; it must be a list of 'in', 'out' or both.")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self.num_images = num_images
-        self.num_real_images = num_real_images
-        self.splits = tuple(splits)
-        self.sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-        self.shots = shots
-        self.batch_size = batch_size
-        self.feature_extractor = feature_extractor
-        self.weights_path = weights_path
-        self.seed = seed
-        self.few_shot_way = few_shot_way
-        self.metrics = tuple(dict.fromkeys(metrics))
-        self.per_class = per_class if isinstance(per_class, bool) else tuple(per_class)
-        self.options = options
-        self.vlb_images = vlb_images
-        self.vlb_steps = vlb_steps
-        self.save_images = save_images
+        check_at_least(self, 1, "every_n_epochs", "every_n_steps", or_none=True)
         self.record = record
-        check_at_least(self, 1, "every_n_epochs", "every_n_steps", "shots", "vlb_steps", or_none=True)
-        check_at_least(self, 2, "num_real_images", or_none=True)
-        check_at_least(self, 2, "num_images")
-        check_at_least(self, 1, "batch_size")
-        check_at_least(self, 0, "vlb_images")
-        check_metrics(self.metrics)
-        if any(isinstance(way, bool) or not isinstance(way, int) or way < 2 for way in self.ways):
-            raise ConfigError(
-                f"FIDCallback.few_shot_way is {few_shot_way!r}; it must be a whole number of at least 2, or several, "
-                "or null."
-            )
-        self._evaluations: dict[str, SplitEvaluation] = {}
+        self.plan = EvaluationPlan(
+            num_images=num_images,
+            num_real_images=num_real_images,
+            splits=splits,
+            sampling=SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval),
+            shots=shots,
+            batch_size=batch_size,
+            metrics=metrics,
+            feature_extractor=feature_extractor,
+            weights_path=weights_path,
+            options=options,
+            per_class=per_class,
+            few_shot_way=few_shot_way,
+            vlb_images=vlb_images,
+            vlb_steps=vlb_steps,
+            seed=seed,
+            save_images=save_images,
+        )
+        self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
-    @property
-    def ways(self) -> tuple[int, ...]:
-        """Numbers of classes that few_shot_accuracy chooses among; none where it is left out."""
-        if self.few_shot_way is None:
-            return ()
-        return tuple(self.few_shot_way) if isinstance(self.few_shot_way, Sequence) else (self.few_shot_way,)
-
-    @property
-    def features(self) -> ImageFeatures:
-        """The extractor; there once a trainer has set the callback up."""
-        return next(iter(self._evaluations.values())).features
+    # -- when it evaluates -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "predict":
-            return
-        data = sets_of(trainer, self)
-        features = ImageFeatures(self.feature_extractor, self.metrics, self.weights_path)
-        plan = EvaluationPlan(
-            num_images=self.num_images,
-            num_real_images=self.num_real_images,
-            ways=self.ways,
-            seed=self.seed,
-            sampling=self.sampling,
-            options=self.options,
-            per_class=self.per_class,
-            save_images=None if self.save_images is None else Path(self.save_images),
-            vlb_images=self.vlb_images,
-            vlb_steps=self.vlb_steps,
-        )
-        self._evaluations = {
-            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), features, plan) for name in self.splits
-        }
-        if isinstance(self.per_class, tuple):
-            check_class_names(self.per_class, list(self._evaluations.values()))
+        if stage != "predict":
+            self._evaluator = Evaluator(self.plan, sets_of(trainer, self))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._evaluator = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        shots = self._checked_shots(pl_module, sets_of(trainer, self))
-        for evaluation in self._evaluations.values():
-            evaluation.episodes(shots)
+        assert self._evaluator is not None
+        self._evaluator.check(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._latest_step = trainer.global_step
@@ -190,9 +150,6 @@ class FIDCallback(Callback):
                 "FIDCallback evaluates at the end of validation, but this run has no validation: set "
                 "every_n_steps instead of every_n_epochs, or give the data a val split."
             )
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._evaluations = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -213,94 +170,67 @@ class FIDCallback(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting and (self.every_n_epochs is None or (trainer.current_epoch + 1) % self.every_n_epochs):
             return
-        self._evaluate_and_log(trainer, pl_module)
+        self.on_test_epoch_end(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._evaluate_and_log(trainer, pl_module)
-
-    def evaluate(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
-        """Figures by the names they are logged under; collective, equal on all ranks."""
-        data = sets_of(trainer, self)
-        shots = self._checked_shots(pl_module, data)
-        share = RankShard(
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            batch_size=self.batch_size,
-            device=pl_module.device,
-            show_progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-        )
-        with evaluating(trainer, pl_module):
-            results = {
-                split: evaluation.evaluate(pl_module, shots, share) for split, evaluation in self._evaluations.items()
-            }
-        figures = {
-            self._logged_name(name, split): figure
-            for split, result in results.items()
-            for name, figure in result.figures.items()
-        }
-        path = record_path(self, trainer)
-        if trainer.is_global_zero:
-            write_record(self, trainer, pl_module, data, figures, results, share, shots, path)
-        logged = {name: figure.value for name, figure in figures.items() if "_std" not in name}
-        self._report(logged, weights_in_words(trainer, pl_module))
-        return logged
-
-    def _checked_shots(self, pl_module: Any, data: SetDataModule) -> int | None:
-        """Images in a support, None for a model that takes none; after all is held against the model.
-
-        Raises:
-            SetSizeMismatchError: the data has sets of another size than the weights.
-            EvaluationError: an option that this model cannot satisfy.
-        """
-        check_model(pl_module, data, self.sampling)
-        config = pl_module.config
-        if self.vlb_images and config.latent.autoencoder:
-            raise EvaluationError(
-                f"FIDCallback.vlb_images is {self.vlb_images}, but this model diffuses latents, whose variational "
-                "bound says nothing of pixels: set it to 0."
-            )
-        if not config.encoder.takes_support:
-            self._check_baseline(config.encoder.architecture)
-            return None
-        most = shots_of(pl_module, data)
-        if self.shots is not None and self.shots > most:
-            raise EvaluationError(
-                f"FIDCallback.shots is {self.shots}, but this model takes supports of 1 to {most}: set it to at most "
-                f"{most}, or to null for {most}."
-            )
-        return self.shots or most
-
-    def _check_baseline(self, architecture: str) -> None:
-        if self.shots is not None:
-            raise EvaluationError(
-                f"FIDCallback.shots is {self.shots}, but this model takes no support (encoder.architecture is "
-                f"{architecture!r}): set it to null."
-            )
-        if architecture == "class_label" and "out" in self.splits:
-            raise EvaluationError(
-                "FIDCallback.splits has 'out', classes never trained on, but a class-conditional model has contexts of "
-                "its training classes alone: set splits to ['in']."
-            )
-
-    def _evaluate_and_log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in self.evaluate(trainer, pl_module).items():
+            # Equal on all ranks; without `sync_dist` Lightning warns that they may not be.
             pl_module.log(name, value, sync_dist=True)
 
-    def _logged_name(self, figure: str, split: str) -> str:
-        if figure == "vlb":
-            return f"vlb/{split}"
-        extractor = "" if self.feature_extractor == INCEPTION else f"[{self.feature_extractor}]"
-        if figure.startswith("class/"):
-            return f"fid{extractor}/{figure}"
-        if figure.endswith("_real"):
-            return f"{figure.removesuffix('_real')}{extractor}/{split}_real"
-        return f"{figure}{extractor}/{split}"
+    # -- evaluation, and where its record goes -----------------------------------------------------------------------
 
-    def _report(self, figures: dict[str, float], weights: str) -> None:
+    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """Figures by the names they are logged under; collective, equal on all ranks."""
+        assert self._evaluator is not None, "a trainer has to set the callback up"
+        shard = RankShard(self.plan.batch_size, pl_module.device, trainer.progress_bar_callback is not None)
+        weights = _model_record(trainer, pl_module)
+        with evaluating(trainer, pl_module):
+            record = self._evaluator.evaluate(pl_module, shard, weights, str(trainer.precision))
+        path = _record_path(self.record, trainer)
+        if trainer.is_global_zero:
+            record.write(path)
+            _tell_loggers(trainer, path)
+        figures = {name: figure.value for name, figure in record.figures.items() if "_std" not in name}
         line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        rank_zero_info(f"{self.num_images} generated images a split, {weights}: {line}")
-        if any(math.isnan(value) for value in figures.values()):
-            rank_zero_warn(
-                "The model generated images that are not finite: their FID is NaN. Its weights may have "
-                "diverged, or the sampler overflows at this precision."
-            )
+        words = weights_in_words(trainer, pl_module)
+        rank_zero_info(f"Record of the evaluation: {path}")
+        rank_zero_info(f"{self.plan.num_images} generated images a split, {words}: {line}")
+        return figures
+
+
+def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRecord:
+    """Whose weights are evaluated: those that are trained, their average, or a checkpoint's."""
+    fitting, averaging = trainer.state.fn == TrainerFn.FITTING, averaging_of(trainer)
+    averaged = averaging is not None and averaging.holds(pl_module)
+    record = model_record(pl_module, None if fitting else trainer.ckpt_path)
+    if record.checkpoint is not None or not (fitting or averaged):
+        return record
+    options = {} if averaging is None else averaging.state_dict()
+    return replace(
+        record,
+        global_step=trainer.global_step,
+        weights="averaged" if averaged else "raw",
+        averaging_decay=options.get("decay"),
+        averaging_warmup=options.get("warmup"),
+    )
+
+
+def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer) -> Path:
+    """The file that was asked for, or `fid.json` beside the checkpoint that is evaluated or those that the run writes.
+
+    To be called by all ranks: Lightning tells the folder of its logs from the first to the others.
+    """
+    if record is not None:
+        return Path(record)
+    if trainer.state.fn != TrainerFn.FITTING and trainer.ckpt_path is not None:
+        return Path(trainer.ckpt_path).parent / FILE_NAME
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    folder = next((folder for folder in folders if folder), None) or trainer.log_dir or trainer.default_root_dir
+    return Path(folder) / FILE_NAME
+
+
+def _tell_loggers(trainer: pl.Trainer, path: Path) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(FILE_NAME, f"```json\n{path.read_text()}\n```", trainer.global_step)

@@ -15,12 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from lightning_vfs.callbacks.evaluation import check_model, evaluating, sets_of, shots_of
+from lightning_vfs.callbacks.evaluation import evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 from lightning_vfs.data.pictures import sample_grid, save_png, with_caption
+from lightning_vfs.evaluation.model import check_model, shots_of
 from lightning_vfs.training.averaging import weights_in_words
 
 

@@ -17,17 +17,20 @@ def check_choices(config: Any) -> None:
             raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}.")
 
 
+def check_whole_number(name: str, value: Any, minimum: int, or_none: bool = False) -> None:
+    """Raise ConfigError for an option that is no whole number of at least `minimum` (or None)."""
+    if value is None and or_none:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(
+            f"{name} is {value!r}; it must be a whole number of at least {minimum}{', or null' if or_none else ''}."
+        )
+
+
 def check_at_least(owner: Any, minimum: int, *names: str, or_none: bool = False) -> None:
     """Raise ConfigError for a field that is no whole number of at least `minimum` (or None)."""
     for name in names:
-        value = getattr(owner, name)
-        if value is None and or_none:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ConfigError(
-                f"{type(owner).__name__}.{name} is {value!r}; it must be a whole number of at least {minimum}"
-                f"{', or null' if or_none else ''}."
-            )
+        check_whole_number(f"{type(owner).__name__}.{name}", getattr(owner, name), minimum, or_none)
 
 
 def check_fraction(config: Any, *names: str) -> None:

@@ -16,6 +16,7 @@ from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
 from lightning_vfs.metrics.indexed import IndexedRows
+from lightning_vfs.training.ranks import gather_objects
 
 RESIZE = "inside the extractor, as torch-fidelity's does"
 
@@ -79,22 +80,22 @@ class RealImages:
         first = min(max(1, round(pool * generated / (generated + real))), pool - 1)
         return first, pool - first
 
-    def features(self, share: RankShard) -> dict[str, Tensor]:
+    def features(self, shard: RankShard) -> dict[str, Tensor]:
         """Features (m, d) of the chosen images by layer, on the CPU; of all ranks on every rank. Collective."""
         if self._rows is None:
-            with share.timing("features"):
-                self._rows = self._all_features(share)
+            with shard.timing("features"):
+                self._rows = self._all_features(shard)
         return {layer: rows[: len(self.chosen)] for layer, rows in self._rows.items()}
 
-    def floors(self, share: RankShard, options: FidelityOptions) -> dict[str, float]:
+    def floors(self, shard: RankShard, options: FidelityOptions) -> dict[str, float]:
         """Floors by the names of figures, of the metrics that the sets are large enough for. Collective."""
         if self._floors is None:
-            self.features(share)
-            with share.timing("distance"):
+            self.features(shard)
+            with shard.timing("distance"):
                 self._floors = self._compute_floors(options)
         return self._floors
 
-    def _all_features(self, share: RankShard) -> dict[str, Tensor]:
+    def _all_features(self, shard: RankShard) -> dict[str, Tensor]:
         source = FeatureSource(
             images_sha256=hash_of(self.pixels_sha256, self._pool),
             num_images=len(self._pool),
@@ -106,15 +107,15 @@ class RealImages:
         )
         cached = load_features(source)
         # Ranks of different machines may see different caches, and all of them have to take the same way.
-        if share.on_all_ranks(cached is not None):
+        if all(gather_objects(cached is not None)):
             assert cached is not None
             return cached
-        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(share.device)
-        for batch in share.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
-            images = self.images.uint8(self._pool[batch]).to(share.device)
+        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
+        for batch in shard.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
+            images = self.images.uint8(self._pool[batch]).to(shard.device)
             gathered.update(self.extractor(images), torch.from_numpy(batch))
         rows = {layer: values.cpu() for layer, values in gathered.compute().items()}
-        if share.rank == 0:
+        if shard.rank == 0:
             store_features(source, rows)
         return rows
 

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import platform
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
-
-from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.core.files import replacing
+from lightning_vfs.evaluation.codec import JSONRecord
 from lightning_vfs.version import __version__
 
-SCHEMA = 3
-"""Version of the fields below; to be raised with every change of them."""
-
-SINCE = {
-    2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
-    3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
-}
-"""Fields by the schema that they came with: a record of an earlier one is read with None for them."""
+FILE_NAME = "fid.json"
+"""Of a record that is written beside checkpoints."""
 
 
 # -- what a field is to a comparison: `compare` and the tests read it off the field's type -----------------------------
@@ -278,7 +262,7 @@ class EnvironmentRecord:
 
 
 @dataclass(frozen=True)
-class EvaluationRecord:
+class EvaluationRecord(JSONRecord):
     """One evaluation: its figures, and everything that they depend on.
 
     Args:
@@ -287,6 +271,13 @@ class EvaluationRecord:
         likelihood: of the splits whose variational bound was computed.
         notes: what else a reader of the figures must know.
     """
+
+    # To be raised with every change of a field; and the fields that came with each schema.
+    SCHEMA = 3
+    SINCE = {  # noqa: RUF012 (no annotation: hints are fields)
+        2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
+        3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
+    }
 
     figures: dict[str, Figure]
     model: ModelRecord
@@ -299,144 +290,8 @@ class EvaluationRecord:
     environment: EnvironmentRecord
     notes: Annotated[tuple[str, ...], Remark("to be read with the figures")]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that any JSON can hold, with `schema`; numbers that are not finite become strings (`NaN`)."""
-        return {"schema": SCHEMA, **_plain(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
-        """Build from what `to_dict` gives, now or under an earlier schema.
-
-        Raises:
-            EvaluationError: another schema, or fields that are missing, unknown or of another type; all are named.
-        """
-        found = values.get("schema")
-        if found not in range(1, SCHEMA + 1) or isinstance(found, bool):
-            raise EvaluationError(
-                "there is no `schema` in it, so that it is no record of an evaluation (fid.json)."
-                if found is None
-                else f"its schema is {found!r}, but this version of lightning_vfs ({__version__}) reads schemas 1 "
-                f"to {SCHEMA}: evaluate again, or take the version of lightning_vfs that wrote it."
-            )
-        problems = _Problems([], [], [])
-        parts = {name: value for name, value in values.items() if name != "schema"}
-        record = _parsed(cls, _of_schema(found, parts), "", problems)
-        if any(problems):
-            kinds = {"missing": problems.missing, "not known": problems.unknown, "of another type": problems.wrong}
-            listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
-            raise EvaluationError(
-                f"the record of an evaluation has not the fields of schema {found} ({listed}). "
-                "It is damaged or was changed by hand: evaluate again."
-            )
-        return record
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON for people to read; the file appears complete, in place of one that is there.
-
-        Raises:
-            EvaluationError: it cannot be written.
-        """
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # Lists of numbers on one line each. Strings stay as they are: a line break in them is escaped.
-        text = re.sub(r'\[\n[^"\[\]{}]*\]', lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
-        try:
-            with replacing(Path(path)) as temporary:
-                # File names that are no Unicode stand in class names as lone surrogates, which JSON can only escape.
-                temporary.write_bytes(text.encode(errors="backslashreplace"))
-        except OSError as error:
-            raise EvaluationError(f"The record of the evaluation cannot be written to {path}: {error}.") from error
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> EvaluationRecord:
-        """Read what `write` wrote.
-
-        Raises:
-            EvaluationError: no such file, no JSON, another schema, or fields missing; the message names them.
-        """
-        try:
-            values = json.loads(Path(path).read_bytes())
-        except OSError as error:
-            raise EvaluationError(
-                f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."
-            ) from error
-        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            raise EvaluationError(f"{path} is no JSON ({error}): give the fid.json of an evaluation.") from error
-        if not isinstance(values, dict):
-            raise EvaluationError(f"{path} is no record of an evaluation: it holds a {type(values).__name__}.")
-        try:
-            return cls.from_dict(values)
-        except EvaluationError as error:
-            raise EvaluationError(f"{path}: {error}") from None
-
-
-# -- helpers to fill it in --------------------------------------------------------------------------------------------
-
 
 def versions() -> Versions:
     """What is installed; imports none of it."""
     packages = {f.name: version(f.name.replace("_", "-")) for f in fields(Versions) if "torch" in f.name}
     return Versions(lightning_vfs=__version__, python=platform.python_version(), numpy=version("numpy"), **packages)
-
-
-# -- to plain values and back -----------------------------------------------------------------------------------------
-
-
-def _of_schema(found: Any, parts: dict[str, Any]) -> dict[str, Any]:
-    """Parts of a record of this schema, with the fields that came later."""
-    later = [path for schema, paths in SINCE.items() if schema > found for path in paths]
-    for part, name in (path.split(".") for path in later):
-        if isinstance(parts.get(part), dict):
-            parts = {**parts, part: {name: None, **parts[part]}}
-    return parts
-
-
-class _Problems(NamedTuple):
-    """Fields that are missing, unknown, and of another type."""
-
-    missing: list[str]
-    unknown: list[str]
-    wrong: list[str]
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def _parsed(hint: Any, value: Any, where: str, problems: _Problems) -> Any:
-    """A value of the type that the hint names, out of plain ones; what is in its way goes to `problems`."""
-    kind, args = get_origin(hint), get_args(hint)
-    if kind is UnionType:  # each of them is with None
-        return None if value is None else _parsed(args[0], value, where, problems)
-    if is_dataclass(hint) and isinstance(value, dict):
-        hints = get_type_hints(hint)
-        problems.missing.extend(_below(where, name) for name in hints if name not in value)
-        problems.unknown.extend(_below(where, name) for name in value if name not in hints)
-        parts = {n: _parsed(h, value[n], _below(where, n), problems) for n, h in hints.items() if n in value}
-        return None if any(problems) else hint(**parts)  # type: ignore[operator]
-    if kind is dict and isinstance(value, dict):
-        return {name: _parsed(args[1], item, _below(where, name), problems) for name, item in value.items()}
-    if kind is tuple and isinstance(value, list) and (args[-1] is ... or len(args) == len(value)):
-        return tuple(_parsed(args[0], item, where, problems) for item in value)
-    if kind is Literal and value in args:
-        return value
-    if hint is float and (value in ("NaN", "Infinity", "-Infinity") or type(value) in (int, float)):
-        return float(value)
-    if type(value) is hint:
-        return value
-    expected = hint.__name__ if kind is None else str(hint)
-    problems.wrong.append(f"{where} is {str(value)[:40]!r}, not {expected}")
-    return None
-
-
-def _below(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,35 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import hash_of
-from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import save_png, to_uint8
+from lightning_vfs.evaluation.plan import EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.few_shot import check_way
-from lightning_vfs.metrics.fidelity import FidelityOptions, check_classes, check_enough
+from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.indexed import IndexedRows
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What is made and computed for every split; see FIDCallback, whose options these are."""
-
-    num_images: int = 1000
-    num_real_images: int | None = None
-    ways: tuple[int, ...] = (20,)
-    seed: int = 0
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    options: FidelityOptions = field(default_factory=FidelityOptions)
-    per_class: bool | tuple[str, ...] = False
-    save_images: Path | None = None
-    vlb_images: int = 0
-    vlb_steps: int | None = None
 
 
 class SplitResult(NamedTuple):
@@ -103,109 +85,123 @@ class SplitEvaluation:
         check_classes(labels, self.real.labels, self.classes, self.images.class_names)
         return episodes
 
-    def evaluate(self, model: Any, shots: int | None, share: RankShard) -> SplitResult:
-        """Generate, and compare with the real images. Collective: every rank calls it with its own share.
+    def evaluate(self, model: Any, shots: int | None, shard: RankShard) -> SplitResult:
+        """Generate, and compare with the real images. Collective: every rank calls it with its own shard.
 
         Args:
             model: its `generate` makes the images; it is asked for `bits_per_dim` where the plan has `vlb_images`.
             shots: images in a support; None for a model that takes none.
-            share: what this rank does of it.
+            shard: what this rank does of it.
 
         Returns:
             Figures, the same on all ranks. An image that is not finite makes the distances NaN, and counts as wrong in
             few_shot_accuracy.
         """
         episodes = self.episodes(shots)
-        self._take_real(share)
-        for batch in share.batches(len(episodes), f"Evaluation: generating, {self.name}"):
-            self._generate(model, episodes, batch, share)
-        figures, notes = self._compare(torch.from_numpy(episodes.labels), share)
-        likelihood = None
-        if self.plan.vlb_images:
-            with share.timing("likelihood"):
-                likelihood = self._likelihood(model, episodes, share)
+        self._take_real_images(shard)
+        self._generate_images(model, episodes, shard)
+        figures, notes = self._compare(episodes, shard)
+        likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
+        if likelihood is not None:
             figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
         return SplitResult(figures, self._record(episodes, shots), notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
 
-    def _take_real(self, share: RankShard) -> None:
-        rows = self.real.features(share)
-        self.fidelity.to(share.device)
-        mine = np.arange(share.rank, len(self.real.chosen), share.world_size)
+    def _take_real_images(self, shard: RankShard) -> None:
+        """Their features go into the metrics, and their own accuracy is found, once."""
+        rows = self.real.features(shard)
+        mine = np.arange(shard.rank, len(self.real.chosen), shard.world_size)
+        self.fidelity.reset()
+        self.fidelity.to(shard.device)
         self.fidelity.update({layer: values[mine] for layer, values in rows.items()}, True, torch.from_numpy(mine))
         if self.plan.ways and self.accuracy is None:
             self.accuracy = FewShotAccuracy(rows[self._layer], self.real.labels, self.plan.ways, self.plan.seed)
-            self.accuracy.to(share.device)
-            for batch in share.batches(len(self.real.chosen), f"Evaluation: accuracy of real images, {self.name}"):
+            self.accuracy.to(shard.device)
+            for batch in shard.batches(len(self.real.chosen), f"Evaluation: accuracy of real images, {self.name}"):
                 index = torch.from_numpy(batch)
                 self.accuracy.update(rows[self._layer][index], self.real.labels[index], index, leave_one_out=True)
-            self._real_accuracy = self._accuracies()
-        if self.plan.save_images is not None:
-            for i in mine:
-                image = self.images.uint8(self.real.chosen[i])
-                save_png(image, self.plan.save_images / self.name / "real" / f"{i:06d}.png")
+            self._real_accuracy = self._accuracies(self.accuracy)
+        for i in mine.tolist() if self.plan.save_images is not None else ():
+            self._save("real", i, self.images.uint8(self.real.chosen[i]))
 
     @property
     def _layer(self) -> str:
+        """Of the features that few_shot_accuracy takes."""
         return next(iter(self.features.layers.values()))
 
-    def _accuracies(self) -> dict[int, float]:
-        assert self.accuracy is not None
-        found = self.accuracy.compute().reshape(-1).tolist()
-        self.accuracy.reset()
+    def _accuracies(self, accuracy: FewShotAccuracy) -> dict[int, float]:
+        """By the number of classes to choose among, of the images that it has seen, which it forgets."""
+        found = accuracy.compute().reshape(-1).tolist()  # torchmetrics makes a scalar of a single figure
+        accuracy.reset()
         return dict(zip(self.plan.ways, found, strict=True))
 
     # -- generated images --------------------------------------------------------------------------------------------
 
-    def _conditions(self, encoder: EncoderConfig, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
+    def _generate_images(self, model: Any, episodes: Episodes, shard: RankShard) -> None:
+        """One for each episode; their features go into the metrics."""
+        if self.accuracy is not None:
+            self.accuracy.reset()
+        for batch in shard.batches(len(episodes), f"Evaluation: generating, {self.name}"):
+            index = torch.from_numpy(batch)
+            conditions = self._conditions(model, episodes, batch)
+            with shard.timing("generation"):
+                images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
+            with shard.timing("features"):
+                pixels = to_uint8(images)
+                features = self.features(pixels)
+                broken = ~images.flatten(1).isfinite().all(dim=1)
+                for rows in features.values():
+                    rows[broken] = torch.nan
+                self.fidelity.update(features, real=False, index=index)
+                if self.accuracy is not None:
+                    self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
+            for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self.plan.save_images is not None else ():
+                self._save("generated", i, image)
+
+    def _conditions(self, model: Any, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
         """What a model is conditioned on: supports (m, shots, c, h, w), or labels (m,), or neither."""
-        by_label = encoder.architecture == "class_label"
+        condition = model.config.encoder.condition
         return {
-            "support": self.images.float(episodes.supports[batch]) if encoder.takes_support else None,
-            "label": torch.from_numpy(episodes.labels[batch]) if by_label else None,
+            "support": self.images.float(episodes.supports[batch]) if condition == "support" else None,
+            "label": torch.from_numpy(episodes.labels[batch]) if condition == "label" else None,
         }
 
-    def _generate(self, model: Any, episodes: Episodes, batch: np.ndarray, share: RankShard) -> None:
-        index = torch.from_numpy(batch)
-        conditions = self._conditions(model.config.encoder, episodes, batch)
-        with share.timing("generation"):
-            images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
-        with share.timing("features"):
-            pixels = to_uint8(images)
-            features = self.features(pixels)
-            broken = ~images.flatten(1).isfinite().all(dim=1)
-            for rows in features.values():
-                rows[broken] = torch.nan
-            self.fidelity.update(features, real=False, index=index)
-            if self.accuracy is not None:
-                self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
-        if self.plan.save_images is not None:
-            for i, image in zip(batch, pixels.cpu(), strict=True):
-                save_png(image, self.plan.save_images / self.name / "generated" / f"{i:06d}.png")
+    def _save(self, kind: str, i: int, image: Tensor) -> None:
+        assert self.plan.save_images is not None
+        save_png(image, Path(self.plan.save_images) / self.name / kind / f"{i:06d}.png")
 
-    def _compare(self, labels: Tensor, share: RankShard) -> tuple[dict[str, Figure], tuple[str, ...]]:
-        """All figures of the generated images whose features are there, with their floors."""
-        floors, sizes = self.real.floors(share, self.plan.options), self.real.floor_sizes
-        with share.timing("distance"):
-            figures = {
-                name: Figure(float(value), floors.get(name), sizes if name in floors else None)
-                for name, value in self.fidelity.compute().items()
-            }
-            notes = tuple(f"{metric} of {self.name}: {text}" for metric, text in self.fidelity.notes().items())
-            if self.classes:
-                found = self.fidelity.per_class(labels, self.real.labels, self.classes)
-                figures |= {f"class/{self.images.class_names[c]}": Figure(found[c]["fid"]) for c in self.classes}
-            self.fidelity.reset()
-            self.fidelity.cpu()
-            if self.accuracy is not None:
-                figures |= self._accuracy_figures(self._accuracies())
+    # -- figures -----------------------------------------------------------------------------------------------------
+
+    def _compare(self, episodes: Episodes, shard: RankShard) -> tuple[dict[str, Figure], tuple[str, ...]]:
+        """All figures of the generated images whose features are there, with their floors; and notes on them."""
+        floors = self.real.floors(shard, self.plan.options)
+        with shard.timing("distance"):
+            figures = self._distances(floors) | self._class_distances(episodes) | self._accuracy_figures()
+        notes = tuple(f"{metric} of {self.name}: {text}" for metric, text in self.fidelity.notes().items())
+        self.fidelity.reset()
+        self.fidelity.cpu()
         return figures, notes
 
-    def _accuracy_figures(self, found: dict[int, float]) -> dict[str, Figure]:
+    def _distances(self, floors: Mapping[str, float]) -> dict[str, Figure]:
+        return {
+            name: Figure(float(value), floors.get(name), self.real.floor_sizes if name in floors else None)
+            for name, value in self.fidelity.compute().items()
+        }
+
+    def _class_distances(self, episodes: Episodes) -> dict[str, Figure]:
+        """FID of every class that is asked for."""
+        if not self.classes:
+            return {}
+        found = self.fidelity.per_class(torch.from_numpy(episodes.labels), self.real.labels, self.classes)
+        return {f"class/{self.images.class_names[c]}": Figure(found[c]["fid"]) for c in self.classes}
+
+    def _accuracy_figures(self) -> dict[str, Figure]:
         """few_shot_accuracy among the most classes by that name, among fewer with their number in it."""
-        figures = {}
-        for way, accuracy in found.items():
+        figures: dict[str, Figure] = {}
+        if self.accuracy is None:
+            return figures
+        for way, accuracy in self._accuracies(self.accuracy).items():
             name = "few_shot_accuracy" + ("" if way == max(self.plan.ways) else f"_{way}")
             real = self._real_accuracy[way]
             figures[name] = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way)
@@ -214,18 +210,18 @@ class SplitEvaluation:
 
     # -- likelihood --------------------------------------------------------------------------------------------------
 
-    def _likelihood(self, model: Any, episodes: Episodes, share: RankShard) -> LikelihoodRecord:
+    def _likelihood(self, model: Any, episodes: Episodes, shard: RankShard) -> LikelihoodRecord:
         """Means over images of the variational bound's parts; of the first targets, conditioned as in generation."""
         count = min(self.plan.vlb_images, len(episodes))
         steps = self.plan.vlb_steps or model.config.diffusion.timesteps
         parts: dict[str, tuple[int, ...]] = {
             "prior": (), "terms": (steps,), "xstart_mse": (steps,), "eps_mse": (steps,)
         }  # fmt: skip
-        gathered = IndexedRows(parts).to(share.device)
+        gathered = IndexedRows(parts).to(shard.device)
         bound = partial(model.bits_per_dim, steps=self.plan.vlb_steps, seed=self.plan.seed)
-        for batch in share.batches(count, f"Evaluation: variational bound, {self.name}"):
+        for batch in shard.batches(count, f"Evaluation: variational bound, {self.name}"):
             index = torch.from_numpy(batch)
-            conditions = self._conditions(model.config.encoder, episodes, batch)
+            conditions = self._conditions(model, episodes, batch)
             found = bound(self.images.float(episodes.targets[batch]), index=index, **conditions)
             gathered.update({part: getattr(found, part) for part in parts}, index)
         means: dict[str, Any] = {

@@ -90,7 +90,7 @@ class FewShotAccuracy(IndexedMetric):
         self.append("hits", index, torch.stack(hits, dim=1))
 
     def compute(self) -> Tensor:
-        """Accuracy, a float64 scalar in [0, 1], or (ways,) if several were given. Collective.
+        """Accuracy in [0, 1], a scalar as of `on_device`, or (ways,) if several were given. Collective.
 
         Raises:
             EvaluationError: no image of a class that takes part.
@@ -98,7 +98,7 @@ class FewShotAccuracy(IndexedMetric):
         _, hits = self.gathered("hits")
         if len(hits) == 0:
             raise EvaluationError("few_shot_accuracy has no image of a class with at least 2 real images to judge.")
-        return self._shaped(hits.cpu().double().mean(dim=0))
+        return self._shaped(self.on_device(hits.cpu().double().mean(dim=0)))
 
     def _shaped(self, figures: Tensor) -> Tensor:
         return figures[0] if isinstance(self.way, int) else figures

@@ -111,13 +111,13 @@ class FidelityMetric(IndexedMetric):
             self.append(f"{'real' if real else 'generated'}_layer_{layer}", index, rows)
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures by name, float64 scalars; see `fidelity_figures`. Collective; equal on all ranks.
+        """Figures by name, scalars as of `on_device`; see `fidelity_figures`. Collective; equal on all ranks.
 
         Raises:
             EvaluationError: fewer images than a metric needs, see `check_enough`.
         """
         figures, self._notes = self.on_first_rank(self._figures_and_notes)
-        return {name: torch.tensor(figure, dtype=torch.float64) for name, figure in figures.items()}
+        return {name: self.on_device(torch.tensor(figure, dtype=torch.float64)) for name, figure in figures.items()}
 
     def notes(self) -> dict[str, str]:
         """What is to be said, by metric, of the way in which the last `compute` found its figures; often nothing."""

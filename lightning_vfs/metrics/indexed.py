@@ -79,6 +79,13 @@ class IndexedMetric(Metric):
             raise outcome[1]
         return outcome[0]
 
+    def on_device(self, figures: Tensor) -> Tensor:
+        """Figures on the metric's device, float64 or, on a device without it (MPS), float32."""
+        try:
+            return figures.to(self.device, torch.float64)
+        except TypeError:
+            return figures.to(self.device, torch.float32)
+
     def _append_empty(self) -> None:
         for name, empty in self._empty.items():
             state = getattr(self, name)

@@ -22,6 +22,7 @@ from torch_fidelity.registry import register_feature_extractor
 from lightning_vfs import VFSDDPM
 from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
 from lightning_vfs.training.nonfinite import SetLosses, _Batch, _report, _Step
+from lightning_vfs.training.ranks import gather_rows
 from tests.callbacks.conftest import CONFIG, TINY, Patterns, TinyExtractor
 from tests.simulated_gpu import GPU, simulated_gpu
 
@@ -69,7 +70,7 @@ def report_of_the_guard(rank: int, model: VFSDDPM) -> str:
     """Of a step whose loss is infinite by a set of each rank."""
     loss = torch.full((1,), torch.inf, device="cuda")
     one = torch.full((1,), rank, device="cuda")
-    mean = model._of_all_ranks_cat(loss).mean()
+    mean = gather_rows(loss).mean()
     step = _Step(1, 0, [_Batch(0, mean, SetLosses(one, one, loss, None))], mean, bad=True)  # type: ignore[arg-type]
     return _report(step, model)
 

@@ -15,21 +15,35 @@ from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.evaluation.shard import RankShard
-from lightning_vfs.evaluation.split import EvaluationPlan, SplitEvaluation
+from lightning_vfs.evaluation.split import SplitEvaluation
 from lightning_vfs.metrics import FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import FidelityOptions
 
 
 def split_figures(rank, world_size, num_images, num_real):
-    ways = () if num_real else (2, 5)
+    plan = EvaluationPlan(
+        num_images=num_images,
+        num_real_images=num_real,
+        few_shot_way=None if num_real else (2, 5),
+        options=FidelityOptions(kid_subset_size=20, isc_splits=2),
+    )
     metrics = ("fid",) if num_real else ("fid", "kid", "isc", "prc")
-    plan = EvaluationPlan(num_images, num_real, ways, options=FidelityOptions(kid_subset_size=20, isc_splits=2))
     evaluation = SplitEvaluation("test", Patterns().split("test"), ImageFeatures(TINY, metrics), plan)
-    share = RankShard(rank, world_size, batch_size=7, device=torch.device("cpu"), show_progress=False)
+    shard = RankShard(batch_size=7, device=torch.device("cpu"))
+    assert (shard.rank, shard.world_size) == (rank, world_size)
     # Twice: the second time with the real features that were kept.
-    results = [evaluation.evaluate(Painter(), 3, share) for _ in range(2)]
+    results = [evaluation.evaluate(Painter(), 3, shard) for _ in range(2)]
     return [{name: figure.value for name, figure in result.figures.items()} for result in results]
+
+
+def evaluated():
+    few = {"num_images": 31, "splits": ["out"], "feature_extractor": TINY, "few_shot_way": 5, "batch_size": 7}
+    plan = EvaluationPlan(**few, sampling=SamplingConfig(2))
+    record = evaluate(Painter(), Patterns(), plan)
+    return {name: figure.value for name, figure in record.figures.items()} | {"ranks": record.environment.world_size}
 
 
 def error_of_an_empty_metric():
@@ -69,6 +83,7 @@ def main():
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
             found[f"uneven shares, {world_size}"] = split_figures(rank, world_size, 31, None)
             found[f"ranks without images, {world_size}"] = split_figures(rank, world_size, 2, 2)
+            found[f"evaluate, {world_size}"] = evaluated() if world_size < 3 else None
             found[f"error, {world_size}"] = error_of_an_empty_metric()
             dist.destroy_process_group()
     if rank < 2:

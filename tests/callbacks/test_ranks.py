@@ -27,6 +27,13 @@ def test_figures_are_equal(found, case):
                 assert figures == pytest.approx(expected, rel=1e-6)
 
 
+def test_evaluation_without_a_trainer_is_shared_by_the_ranks(found):
+    alone = found[0]["evaluate, 1"]
+    assert alone["ranks"] == 1 and len(alone) == 4
+    for rank in range(2):
+        assert found[rank]["evaluate, 2"] == pytest.approx(alone | {"ranks": 2}, rel=1e-6)
+
+
 def test_an_error_reaches_every_rank(found):
     for world_size in (1, 2, 3):
         for rank in range(world_size):

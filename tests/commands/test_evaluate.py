@@ -61,8 +61,8 @@ def test_what_is_evaluated_must_be_said_and_known(trained, tmp_path: Path, capsy
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_hold_options_of_the_callback(path: Path) -> None:
-    callback = FIDCallback(**yaml.safe_load(path.read_text())["fid"])
-    assert (callback.num_images, callback.shots, callback.sampling) == (10_000, 5, SamplingConfig(250, "ddpm"))
+    plan = FIDCallback(**yaml.safe_load(path.read_text())["fid"]).plan
+    assert (plan.num_images, plan.shots, plan.sampling) == (10_000, 5, SamplingConfig(250, "ddpm"))
 
 
 def test_a_preset_and_flags_over_it(trained, capsys) -> None:

@@ -36,7 +36,13 @@ def loaded_by(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import lightning_vfs", "import lightning_vfs.core", "import lightning_vfs.cli"])
+LIGHT = [
+    "import lightning_vfs", "import lightning_vfs.core", "import lightning_vfs.cli",
+    "from lightning_vfs.evaluation import EvaluationRecord, compare",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", LIGHT)
 def test_light_imports_stay_light(statement: str) -> None:
     assert loaded_by(statement) == set()
 

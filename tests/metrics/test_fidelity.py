@@ -14,12 +14,14 @@ from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.metrics import (
     FIGURES,
     METRICS,
+    FewShotAccuracy,
     FidelityMetric,
     FidelityOptions,
     ImageFeatures,
     check_classes,
     check_enough,
 )
+from tests.simulated_gpu import simulated_gpu
 
 pytestmark = pytest.mark.numeric
 
@@ -325,3 +327,18 @@ def test_figures_of_classes_are_those_of_fid_only(tiny, images):
     metric = filled(tiny, images(6, seed=1), images(6, seed=2), metrics=["prc"])
     with pytest.raises(EvaluationError, match=r"the metrics are prc: add 'fid'"):
         metric.per_class(torch.zeros(6), torch.zeros(6), [0])
+
+
+@pytest.mark.parametrize(("float64", "dtype"), [(True, torch.float64), (False, torch.float32)])
+def test_figures_are_where_the_metric_is(tiny, images, float64, dtype):
+    """NCCL reduces tensors of the GPU alone; MPS, for one, has no float64."""
+    with simulated_gpu(float64=float64):
+        fidelity = FidelityMetric(ImageFeatures(tiny)).to("cuda")
+        for real in (False, True):
+            fidelity.update(images(4, seed=int(real)), real=real, index=torch.arange(4))
+        labels = torch.arange(8) // 4
+        accuracy = FewShotAccuracy(torch.eye(8), labels, way=2).to("cuda")
+        accuracy.update(torch.eye(8, device="cuda"), labels, torch.arange(8))
+        for figure in (fidelity.compute()["fid"], accuracy.compute()):
+            assert (figure.device.type, figure.dtype) == ("cuda", dtype)
+        assert accuracy.compute().item() == 1

@@ -48,4 +48,4 @@ def test_an_error_of_a_class_reaches_every_rank(found):
 def test_a_process_group_of_gpus_alone_gives_the_same(found):
     (expected, notes), accuracies = found[0]["uneven shares, 1"], found[0]["accuracies, 1"]
     for rank in range(2):
-        assert found[rank]["on GPUs"] == [pytest.approx(expected, rel=1e-6), notes, accuracies]
+        assert found[rank]["on GPUs"] == [pytest.approx(expected, rel=1e-6), notes, pytest.approx(accuracies)]

@@ -1,0 +1,261 @@
+"""An evaluation: a plan in, a record out."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.data.module import SetDataModule
+from lightning_vfs.evaluation.model import check_model, model_record, shots_of, undisturbed
+from lightning_vfs.evaluation.plan import SPLITS, EvaluationPlan
+from lightning_vfs.evaluation.real_images import RESIZE
+from lightning_vfs.evaluation.record import (
+    DataRecord,
+    EnvironmentRecord,
+    EvaluationRecord,
+    FeaturesRecord,
+    MetricsRecord,
+    ModelRecord,
+    SamplingRecord,
+    versions,
+)
+from lightning_vfs.evaluation.shard import RankShard
+from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
+from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
+from lightning_vfs.training.device import memory_format
+from lightning_vfs.training.ranks import gather_objects
+
+if TYPE_CHECKING:
+    from lightning_vfs.modules import VFSDDPM
+
+ROUNDING = "(x + 1) * 127.5, rounded to nearest, half to even, cut to 0..255"
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+OWN_PRECISION = {
+    torch.float64: "64-true", torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"
+}  # fmt: skip
+"""Of a model's weights, in the words of Lightning's Trainer, as those of `AUTOCAST` are."""
+
+
+def evaluate(
+    model: VFSDDPM,
+    data: SetDataModule,
+    plan: EvaluationPlan = EvaluationPlan(),
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    precision: Literal["16-mixed", "bf16-mixed"] | None = None,
+    show_progress: bool = False,
+) -> EvaluationRecord:
+    """Evaluate a model, as `FIDCallback` does in a trainer; the model's modes and the global random numbers stay.
+
+    Where torch.distributed is initialized, every rank calls this with the same model on a device of its own and gets
+    the same figures, which do not depend on the number of ranks.
+
+    Args:
+        model: with the weights that are to be evaluated.
+        data: what supports and real images are taken from.
+        plan: what is generated and computed.
+        checkpoint: the file that the model was loaded from, for the record.
+        device: that the model is moved to; by default it stays where it is.
+        precision: of mixed precision; by default the network runs in the type of its weights.
+        show_progress: with progress bars.
+
+    Raises:
+        ConfigError, EvaluationError: an option that cannot work, or not with this model or data.
+        SetSizeMismatchError: the data has sets of another size than the weights.
+        VFSError: the checkpoint cannot be read.
+    """
+    if precision is not None and precision not in AUTOCAST:
+        raise ConfigError(
+            f"precision is {precision!r}; allowed: {', '.join(map(repr, AUTOCAST))}, or None for that of the weights."
+        )
+    if device is not None:
+        model.use_device(torch.device(device))
+        model.to(device)
+    weight = next(model.parameters())
+    shard = RankShard(plan.batch_size, weight.device, show_progress)
+    if shard.world_size > 1:  # the others find the first one's cache
+        if shard.rank == 0:
+            data.prepare_data()
+        gather_objects(None)
+    evaluator, weights = Evaluator(plan, data), model_record(model, checkpoint)
+    mixed = nullcontext() if precision is None else torch.autocast(weight.device.type, AUTOCAST[precision])
+    with undisturbed(model), mixed:
+        return evaluator.evaluate(model, shard, weights, precision or OWN_PRECISION[weight.dtype])
+
+
+class Evaluator:
+    """A plan and the data that it is carried out on, as often as asked for: features of real images are kept.
+
+    Args:
+        plan: what is generated and computed.
+        data: what supports and real images are taken from.
+
+    Raises:
+        ConfigError: a class of `per_class` that no split has.
+        EvaluationError: too few images or classes, or no weights for the extractor.
+    """
+
+    def __init__(self, plan: EvaluationPlan, data: SetDataModule) -> None:
+        self.plan, self.data = plan, data
+        self.features = ImageFeatures(plan.feature_extractor, plan.metrics, plan.weights_path)
+        self.splits = {
+            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan) for name in plan.splits
+        }
+        if not isinstance(plan.per_class, bool):
+            check_class_names(plan.per_class, list(self.splits.values()))
+
+    def check(self, model: Any) -> int | None:
+        """Images in a support, None for a model that takes none; after all is held against the model.
+
+        Raises:
+            SetSizeMismatchError: the data has sets of another size than the weights.
+            EvaluationError, ConfigError: an option that this model cannot satisfy.
+        """
+        check_model(model, self.data, self.plan.sampling)
+        if self.plan.vlb_images and model.config.latent.autoencoder:
+            raise EvaluationError(
+                f"vlb_images is {self.plan.vlb_images}, but this model diffuses latents, whose variational bound says "
+                "nothing of pixels: set it to 0."
+            )
+        shots = self._shots(model)
+        for evaluation in self.splits.values():
+            evaluation.episodes(shots)
+        return shots
+
+    def _shots(self, model: Any) -> int | None:
+        encoder, shots = model.config.encoder, self.plan.shots
+        if encoder.condition == "support":
+            most = shots_of(model, self.data)
+            if shots is not None and shots > most:
+                raise EvaluationError(
+                    f"shots is {shots}, but this model takes supports of 1 to {most}: set it to at most {most}, or to "
+                    f"null for {most}."
+                )
+            return shots or most
+        if shots is not None:
+            raise EvaluationError(
+                f"shots is {shots}, but this model takes no support (encoder.architecture is "
+                f"{encoder.architecture!r}): set it to null."
+            )
+        if encoder.condition == "label" and "out" in self.splits:
+            raise EvaluationError(
+                "splits has 'out', classes never trained on, but a class-conditional model has contexts of its "
+                "training classes alone: set splits to ['in']."
+            )
+        return None
+
+    def evaluate(self, model: Any, shard: RankShard, weights: ModelRecord, precision: str) -> EvaluationRecord:
+        """Generate images and compute all figures; the model is in evaluation mode. Collective.
+
+        Args:
+            model: its `generate` makes the images; it is asked for `bits_per_dim` where the plan has `vlb_images`.
+            shard: what this rank does of it.
+            weights: whose they are, for the record.
+            precision: that the network runs in, for the record.
+
+        Returns:
+            The record, with the same figures on all ranks.
+
+        Raises:
+            SetSizeMismatchError, EvaluationError, ConfigError: see `check`.
+        """
+        shots = self.check(model)
+        results = {name: evaluation.evaluate(model, shots, shard) for name, evaluation in self.splits.items()}
+        figures = {
+            self._figure_name(name, split): figure
+            for split, result in results.items()
+            for name, figure in result.figures.items()
+        }
+        if shard.rank == 0 and any(math.isnan(figure.value) for figure in figures.values()):
+            warnings.warn(
+                "The model generated images that are not finite: their FID is NaN. Its weights may have diverged, or "
+                "the sampler overflows at this precision.",
+                stacklevel=3,
+            )
+        return EvaluationRecord(
+            figures=figures,
+            model=weights,
+            data=DataRecord(type(self.data).__name__, self.data.image_size, self.data.channels),
+            splits={name: result.record for name, result in results.items()},
+            sampling=self._sampling_record(model, shots, precision),
+            features=self._features_record(),
+            metrics=_metrics_record(self.plan),
+            likelihood={name: result.likelihood for name, result in results.items() if result.likelihood is not None},
+            environment=_environment_record(shard),
+            notes=tuple(note for result in results.values() for note in result.notes),
+        )
+
+    def _figure_name(self, figure: str, split: str) -> str:
+        """The name that a split's figure is recorded and logged under."""
+        if figure == "vlb":
+            return f"vlb/{split}"
+        name = self.plan.feature_extractor
+        extractor = "" if name == INCEPTION else f"[{name}]"
+        if figure.startswith("class/"):
+            return f"fid{extractor}/{figure}"
+        if figure.endswith("_real"):
+            return f"{figure.removesuffix('_real')}{extractor}/{split}_real"
+        return f"{figure}{extractor}/{split}"
+
+    def _sampling_record(self, model: Any, shots: int | None, precision: str) -> SamplingRecord:
+        sampling = self.plan.sampling
+        return SamplingRecord(
+            sampler=sampling.sampler,
+            steps=sampling.steps,
+            eta=sampling.eta if sampling.sampler == "ddim" else None,
+            guidance=sampling.guidance_scale if sampling.is_guided else None,
+            guidance_interval=sampling.guidance_interval if sampling.is_guided else None,
+            shots=shots,
+            held_out=None if shots is None else model.config.sets.held_out,
+            precision=precision,
+            float32_matmul_precision=torch.get_float32_matmul_precision(),
+            memory_format=memory_format(model),
+            seed=self.plan.seed,
+        )
+
+    def _features_record(self) -> FeaturesRecord:
+        return FeaturesRecord(
+            extractor=self.features.name,
+            layers=self.features.layers,
+            weights_sha256=self.features.weights_sha256,
+            dtype=self.features.dtype,
+            resize=RESIZE,
+            rounding=ROUNDING,
+        )
+
+
+def _metrics_record(plan: EvaluationPlan) -> MetricsRecord:
+    options, kid, isc = plan.options, "kid" in plan.metrics, "isc" in plan.metrics
+    gamma = "1 / d" if options.kid_kernel_poly_gamma is None else options.kid_kernel_poly_gamma
+    kernel = f"({gamma} x.y + {options.kid_kernel_poly_coef0}) ^ {options.kid_kernel_poly_degree}"
+    order = f"shuffled by seed {options.rng_seed}" if options.samples_shuffle else "as generated"
+    return MetricsRecord(
+        kid_subsets=options.kid_subsets if kid else None,
+        kid_subset_size=options.kid_subset_size if kid else None,
+        kid_seed=options.rng_seed if kid else None,
+        isc_splits=options.isc_splits if isc else None,
+        prc_neighborhood=options.prc_neighborhood if "prc" in plan.metrics else None,
+        few_shot_way=max(plan.ways, default=None),
+        kid_kernel=kernel if kid else None,
+        isc_order=order if isc else None,
+    )
+
+
+def _environment_record(shard: RankShard) -> EnvironmentRecord:
+    device = shard.device
+    return EnvironmentRecord(
+        world_size=shard.world_size,
+        batch_size=shard.batch_size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        generation_seconds=round(shard.seconds["generation"], 3),
+        features_seconds=round(shard.seconds["features"], 3),
+        distance_seconds=round(shard.seconds["distance"], 3),
+        versions=versions(),
+    )

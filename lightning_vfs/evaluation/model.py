@@ -1,0 +1,101 @@
+"""The model's side of an evaluation: what is asked of it, the state that it runs in, and whose weights it has."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_vfs.core import contract, requests
+from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import file_sha256
+from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.data.module import SetDataModule
+from lightning_vfs.evaluation.record import ModelRecord
+from lightning_vfs.training.averaging import EMACallback
+
+
+def check_model(model: Any, data: SetDataModule, sampling: SamplingConfig) -> None:
+    """Check that the model fits the data and can be sampled so; not before its checkpoint is loaded, which decides.
+
+    Raises:
+        SetSizeMismatchError: the data has sets of another size than the weights.
+        ValueError: the data has images of another shape.
+        ClassMismatchError: the training classes are not those of a class-conditional model.
+        EvaluationError: more sampling steps than the diffusion has.
+        ConfigError: guidance of a model without a null context.
+    """
+    model.check_set_size(data.set_size)
+    shape = (1, data.set_size, data.channels, data.image_size, data.image_size)
+    contract.check_batch(shape, model.config, "adapt")  # the size of sets is settled
+    if model.config.encoder.condition == "label":
+        contract.check_classes(data.split("train").class_names, getattr(model, "class_names", None), model.config)
+    timesteps = model.config.diffusion.timesteps
+    if sampling.steps > timesteps:
+        raise EvaluationError(
+            f"Sampling takes {sampling.steps} steps, but the diffusion has {timesteps}: set steps to at most "
+            f"{timesteps}."
+        )
+    requests.check_guidance(sampling, model.config)
+
+
+def shots_of(model: Any, data: SetDataModule) -> int:
+    """Images in a support: as many as condition one generation in training, with sets of the data's size."""
+    sets = model.config.sets
+    return min(sets.shots, replace(sets, set_size=data.set_size).shots)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; modes and the global random numbers are restored outside."""
+    modes = {module: module.training for module in model.modules()}
+    python, legacy = random.getstate(), np.random.get_state()
+    on_cuda = {weight.device for weight in model.parameters() if weight.is_cuda and torch.cuda.is_initialized()}
+    with torch.random.fork_rng(on_cuda), torch.no_grad():
+        try:
+            model.eval()
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+            for module, training in modes.items():
+                module.training = training
+
+
+def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -> ModelRecord:
+    """Whose weights a model has.
+
+    Args:
+        model: as it was loaded.
+        checkpoint: the file that it was loaded from; without it the record has what the model itself knows.
+
+    Raises:
+        VFSError: the file cannot be read.
+    """
+    if checkpoint is None:
+        sha256, options = None, {}
+        # `origin` reads such as "averaged weights of step 400".
+        kind, _, step = (getattr(model, "origin", None) or "").rpartition("weights of step ")
+        averaged, global_step = kind == "averaged ", int(step) if step.isdigit() else None
+    else:
+        sha256 = file_sha256(checkpoint)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        options = state.get("callbacks", {}).get(EMACallback.__qualname__, {})
+        averaged = "averaging_state" in state and not getattr(model, "takes_raw_weights", False)
+        global_step = state.get("global_step")
+    return ModelRecord(
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        checkpoint_sha256=sha256,
+        global_step=global_step,
+        weights="averaged" if averaged else "raw",
+        averaging_decay=options.get("decay"),
+        averaging_warmup=options.get("warmup"),
+        autoencoder_sha256=model.autoencoder.weights_sha256 if model.config.latent.autoencoder else None,
+    )

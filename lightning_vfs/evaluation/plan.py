@@ -1,0 +1,84 @@
+"""EvaluationPlan: what an evaluation generates, and which figures it computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightning_vfs.core.checks import as_tuples, check_whole_number
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.data.module import Split
+from lightning_vfs.metrics.extractors import INCEPTION, check_metrics
+from lightning_vfs.metrics.fidelity import FidelityOptions
+
+SPLITS: dict[str, Split] = {"in": "train", "out": "test"}
+"""Split of the data behind each distribution: classes that the model is trained on, and classes that it never sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What an evaluation generates, and which figures it computes.
+
+    Args:
+        num_images: images to generate per split, at least 2.
+        num_real_images: real images per split: all, or so many, drawn by seed.
+        splits: of `in` and `out`.
+        sampling: how images are drawn.
+        shots: images in a support; by default as many as condition one generation in training.
+        batch_size: images generated at a time; figures do not depend on it.
+        metrics: of `fid`, `kid`, `isc` and `prc`.
+        feature_extractor: name in torch-fidelity's registry.
+        weights_path: the extractor's weights; default is torch-fidelity's download.
+        options: of the metrics.
+        per_class: FID of every class, or of the classes named.
+        few_shot_way: classes that few_shot_accuracy chooses among, or several such numbers; None leaves it out.
+        vlb_images: real images per split whose variational bound is computed; 0 leaves it out.
+        vlb_steps: timesteps of that bound; all by default.
+        seed: draws supports, noise and the classes to choose among.
+        save_images: folder for all images, generated and real, as PNGs.
+
+    Raises:
+        ConfigError: an option is out of range.
+        EvaluationError: an unknown metric.
+    """
+
+    num_images: int = 1000
+    num_real_images: int | None = None
+    splits: Sequence[Literal["in", "out"]] = ("in", "out")
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    shots: int | None = None
+    batch_size: int = 250
+    metrics: Sequence[str] = ("fid",)
+    feature_extractor: str = INCEPTION
+    weights_path: str | os.PathLike[str] | None = None
+    options: FidelityOptions = field(default_factory=FidelityOptions)
+    per_class: bool | Sequence[str] = False
+    few_shot_way: int | Sequence[int] | None = 20
+    vlb_images: int = 0
+    vlb_steps: int | None = None
+    seed: int = 0
+    save_images: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.splits or isinstance(self.splits, str) or not set(self.splits) <= set(SPLITS):
+            raise ConfigError(f"splits is {self.splits!r}; it must be a list of 'in', 'out' or both.")
+        for name, minimum in {"num_images": 2, "batch_size": 1, "vlb_images": 0}.items():
+            check_whole_number(name, getattr(self, name), minimum)
+        for name, minimum in {"num_real_images": 2, "shots": 1, "vlb_steps": 1}.items():
+            check_whole_number(name, getattr(self, name), minimum, or_none=True)
+        check_metrics(self.metrics)
+        if any(isinstance(way, bool) or not isinstance(way, int) or way < 2 for way in self.ways):
+            raise ConfigError(
+                f"few_shot_way is {self.few_shot_way!r}; it must be a whole number of at least 2, or several, or null."
+            )
+        as_tuples(self, *(name for name, value in vars(self).items() if isinstance(value, list)))
+
+    @property
+    def ways(self) -> tuple[int, ...]:
+        """Numbers of classes that few_shot_accuracy chooses among; none where it is left out."""
+        if self.few_shot_way is None:
+            return ()
+        return tuple(self.few_shot_way) if isinstance(self.few_shot_way, Sequence) else (self.few_shot_way,)

@@ -1,0 +1,175 @@
+"""evaluate(): a plan in, a record out, without a trainer."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from lightning_vfs import VFSDDPM, EMACallback, FIDCallback
+from lightning_vfs.core import EncoderConfig, SamplingConfig
+from lightning_vfs.core.errors import ClassMismatchError, ConfigError, VFSError
+from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, evaluate
+from tests.callbacks.conftest import CONFIG, TINY, Patterns
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+MODEL = replace(CONFIG, diffusion=replace(CONFIG.diffusion, timesteps=50))
+SHOWN = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
+
+def trainer_of(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    return pl.Trainer(accelerator="cpu", callbacks=list(callbacks), **SHOWN | options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two steps, with an average of the weights that is far from them."""
+    torch.manual_seed(0)
+    model = VFSDDPM(MODEL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    trainer = trainer_of(EMACallback(decay=0.9), max_steps=2, limit_val_batches=0)
+    trainer.fit(model, datamodule=Patterns())
+    path = tmp_path_factory.mktemp("run") / "last.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def plan_of(**options: Any) -> EvaluationPlan:
+    few = {"num_images": 20, "feature_extractor": TINY, "splits": ["out"], "sampling": SamplingConfig(2)}
+    return EvaluationPlan(**few | {"few_shot_way": 5} | options)
+
+
+def plain(record: EvaluationRecord) -> dict[str, Any]:
+    """As it is written, but for the time taken."""
+    values = copy.deepcopy(record.to_dict())
+    for name in ("generation_seconds", "features_seconds", "distance_seconds"):
+        del values["environment"][name]
+    return values
+
+
+@pytest.mark.parametrize("precision", [None, "bf16-mixed"])
+def test_the_record_is_that_of_the_callback_in_a_trainer(precision, checkpoint, tiny, tmp_path):
+    callback = FIDCallback(
+        num_images=20, feature_extractor=tiny, splits=["in", "out"], steps=3, guidance_scale=1.0, few_shot_way=[2, 5],
+        metrics=["fid", "prc"], vlb_images=2, vlb_steps=2, record=tmp_path / "fid.json",
+    )  # fmt: skip
+    trainer = trainer_of(callback, precision=precision)
+    trainer.test(VFSDDPM(MODEL), datamodule=Patterns(), ckpt_path=checkpoint, verbose=False)
+    model = VFSDDPM.load_from_checkpoint(checkpoint)
+    record = evaluate(model, Patterns(), callback.plan, checkpoint=checkpoint, precision=precision)
+    assert plain(record) == plain(EvaluationRecord.read(tmp_path / "fid.json"))
+    assert record.sampling.precision == (precision or "32-true")
+    assert (record.model.checkpoint, record.model.weights, record.model.global_step) == (str(checkpoint), "averaged", 2)
+    assert record.model.averaging_decay == 0.9
+
+
+def test_the_default_plan_is_the_callbacks():
+    assert FIDCallback().plan == EvaluationPlan()
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_model_says_whose_weights_it_has(raw, checkpoint, tiny, tmp_path):
+    """Also where a trainer is given the model alone."""
+    model = VFSDDPM.load_from_checkpoint(checkpoint, raw=raw)
+    found = evaluate(model, Patterns(), plan_of()).model
+    expected = ("raw" if raw else "averaged", 2)
+    assert (found.weights, found.global_step) == expected and found.checkpoint is None
+    callback = FIDCallback(num_images=4, feature_extractor=tiny, few_shot_way=None, steps=2, record=tmp_path / "a.json")
+    trainer_of(callback).test(model, datamodule=Patterns(), verbose=False)
+    found = EvaluationRecord.read(tmp_path / "a.json").model
+    assert (found.weights, found.global_step) == expected
+    assert evaluate(VFSDDPM(MODEL), Patterns(), plan_of()).model.weights == "raw"
+
+
+def test_modes_gradients_and_random_numbers_are_left_as_they_were(painter, tiny):
+    model = painter()
+    model.dropout.eval()
+    states = []
+    for run in (lambda: None, lambda: evaluate(model, Patterns(), plan_of())):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        run()
+        states.append((random.random(), np.random.rand(), torch.rand(1).item(), torch.is_grad_enabled()))
+    assert states[0] == states[1] and states[0][-1]
+    assert model.modes == [False] and model.training and not model.dropout.training
+
+
+def test_they_are_after_an_error_too(painter, tiny):
+    model = painter()
+    model.generate = lambda *_, **__: torch.rand(1) / 0 + np.random.rand() + [][0]
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    with pytest.raises(IndexError):
+        evaluate(model, Patterns(), plan_of())
+    assert torch.equal(torch.rand(1), expected) and model.training
+
+
+def test_the_model_is_moved_where_it_is_asked_to_alone(checkpoint, tiny):
+    model = VFSDDPM.load_from_checkpoint(checkpoint)
+    moves: list[str] = []
+    model.use_device = lambda device: moves.append(f"use {device}")  # type: ignore[method-assign]
+    model.to = lambda device: moves.append(f"to {device}")  # type: ignore[method-assign]
+    evaluate(model, Patterns(), plan_of())
+    assert moves == []
+    evaluate(model, Patterns(), plan_of(), device="cpu")
+    assert moves == ["use cpu", "to cpu"]
+
+
+def test_the_type_of_the_weights_is_recorded(checkpoint, tiny):
+    model = VFSDDPM.load_from_checkpoint(checkpoint).double()
+    assert evaluate(model, Patterns(), plan_of()).sampling.precision == "64-true"
+
+
+def test_progress_is_shown_on_request(painter, tiny, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_vfs.core.progress.SECONDS_BETWEEN_LINES", 0)
+    evaluate(painter(), Patterns(), plan_of())
+    assert "Evaluation" not in capsys.readouterr().err
+    evaluate(painter(), Patterns(), plan_of(), show_progress=True)
+    assert "generating" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"precision": "fp8"}, ConfigError, r"precision is 'fp8'; allowed: '16-mixed', 'bf16-mixed', or None"),
+        ({"checkpoint": "nowhere.ckpt"}, VFSError, r"nowhere.ckpt cannot be read"),
+        ({"data": Patterns(image_size=16)}, ValueError, r"takes images of shape \(1, 8, 8\); .* has \(1, 16, 16\)"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_an_image_is_generated(painter, tiny, options, error, says):
+    model = painter()
+    with pytest.raises(error, match=says):
+        evaluate(model, **{"data": Patterns(), "plan": plan_of()} | options)
+    assert not model.levels
+
+
+def test_a_class_conditional_model_is_not_evaluated_on_other_classes(painter, tiny):
+    model = painter(replace(CONFIG, encoder=EncoderConfig(architecture="class_label", dim=8, num_classes=27)))
+    model.class_names = tuple(f"letter {i}" for i in range(27))
+    with pytest.raises(ClassMismatchError, match="pattern"):
+        evaluate(model, Patterns(), plan_of(splits=["in"]))
+
+
+def test_the_lines_of_the_documentation_run(checkpoint, monkeypatch, tmp_path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len([line for line in code.splitlines() if line and "import" not in line]) == 5
+    (shown,) = re.findall(r'checkpoint = "(.*?)"', code)
+    monkeypatch.chdir(tmp_path)
+    Path(shown).parent.mkdir(parents=True)
+    Path(shown).write_bytes(checkpoint.read_bytes())
+    monkeypatch.setattr("lightning_vfs.data.GlyphSets", Patterns)
+    monkeypatch.setattr(pl.Trainer, "__init__", None)
+    scope: dict[str, Any] = {}
+    exec(code.replace("num_images=500", "num_images=20"), scope)
+    assert scope["record"].model.checkpoint == shown
+    assert "Figure(value=" in capsys.readouterr().out
