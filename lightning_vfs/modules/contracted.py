@@ -114,9 +114,9 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
 
     def _data_set_sizes(self) -> list[int]:
         """Images per set of the attached data module on all ranks, where it says, so that all ranks decide alike."""
-        if self._trainer is None:
+        if self.attached_trainer is None:
             return []
-        size = getattr(getattr(self._trainer, "datamodule", None), "set_size", None)
+        size = getattr(getattr(self.trainer, "datamodule", None), "set_size", None)
         return sorted({row[0] for row in self._of_all_ranks([size or 0]) if row[0]})
 
     def _of_all_ranks(self, numbers: list[int]) -> list[list[int]]:

@@ -158,7 +158,7 @@ class VFSDDPM(SetContractModule):
     def use_device(self, device: torch.device) -> None:
         """Set what is fastest on a device that the model is about to run on: see the two options of that name."""
         set_matmul_precision(device, self.hparams["float32_matmul_precision"])
-        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if self.attached_trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             # Weights that are not contiguous cannot be sharded.
             set_memory_format(self, device, self.hparams["channels_last"])
 
@@ -166,7 +166,7 @@ class VFSDDPM(SetContractModule):
         """Before a weight is copied: as `SetContractModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
         averaged = "averaging_state" in checkpoint
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        fitting = self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         raw = averaging_of(self.trainer) is None if fitting else self.takes_raw_weights
         if averaged and fitting and raw:
             rank_zero_warn(
@@ -189,7 +189,7 @@ class VFSDDPM(SetContractModule):
             NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
         """
         self._guard.settle(self)
-        averaging = None if self._trainer is None else averaging_of(self._trainer)
+        averaging = None if self.attached_trainer is None else averaging_of(self.attached_trainer)
         if averaging is not None and "averaging_state" not in checkpoint:
             # Lightning does not ask callbacks where weights alone are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
@@ -333,7 +333,7 @@ class VFSDDPM(SetContractModule):
 
     def _of_all_ranks_cat(self, values: Tensor) -> Tensor:
         """The values (b,) of all ranks in the order of ranks; collective."""
-        if self._trainer is None or self._trainer.world_size == 1:
+        if self.attached_trainer is None or self.attached_trainer.world_size == 1:
             return values
         return cast(Tensor, self.all_gather(values)).flatten(0, 1)
 
@@ -355,7 +355,7 @@ class VFSDDPM(SetContractModule):
         if isinstance(batch, dict) and "index" in batch:
             return x_set, batch["index"], label
         # A plain loader gives no indices: epoch, batch and rank make one that no other set of the run has.
-        trainer = self._trainer
+        trainer = self.attached_trainer
         epoch, rank, world = (trainer.current_epoch, trainer.global_rank, trainer.world_size) if trainer else (0, 0, 1)
         first = ((epoch << 20) + batch_idx * world + rank) << 20
         return x_set, torch.arange(first, first + x_set.shape[0], device=x_set.device), label
