@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "test": "evaluate a checkpoint: loss on test classes, FID by the callback",
     "predict": "generate one image for every test set",
     "evaluate": "all figures of a checkpoint, without a training configuration at hand",
+    "data": "show a folder of images as training sees it, before training",
     "sample": "generate images of a class from a folder of a few of its images",
     "convert": "turn a checkpoint of Lightning or of the JAX system into another",
     "compare": "put two evaluations side by side, and say whether they are comparable",
@@ -52,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     try:
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "sample", "convert", "compare"):
+            if name in ("evaluate", "data", "sample", "convert", "compare"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,20 +112,20 @@ class SampleGridCallback(Callback):
 
     def _check(self, pl_module: Any, data: SetDataModule) -> None:
         check_model(pl_module, data, self.sampling)
-        if pl_module.config.encoder.architecture == "class_label" and self.split != "train":
+        if pl_module.config.encoder.condition == "label" and self.split != "train":
             raise EvaluationError(
                 f"SampleGridCallback.split is {self.split!r}, but a class-conditional model has contexts of its "
                 "training classes alone: set it to 'train'."
             )
 
     def _picture(self, data: SetDataModule, pl_module: Any) -> Tensor:
-        draw = partial(pl_module.sample, seed=self.seed, **asdict(self.sampling))
-        architecture = pl_module.config.encoder.architecture
-        if architecture == "none":
+        draw = partial(pl_module.sample, sampling=self.sampling, seed=self.seed)
+        condition = pl_module.config.encoder.condition
+        if condition is None:
             images = draw(num_images=self.num_classes * self.num_images)
             return sample_grid(None, images.unflatten(0, (self.num_classes, self.num_images)))
         support, labels = self._rows(data, pl_module)
-        if architecture == "class_label":
+        if condition == "label":
             return sample_grid(support, draw(label=labels, num_images=self.num_images))
         return sample_grid(support, draw(support.to(pl_module.device), num_images=self.num_images))
 

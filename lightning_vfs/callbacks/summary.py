@@ -1,4 +1,4 @@
-"""RunSummary: what a run begins with, in one line."""
+"""RunSummary: what a run begins with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.core.seeding import global_seed
+from lightning_vfs.data.module import SetDataModule
 
 
 class RunSummary(ModelSummary):
-    """Say in one line what a run does: size of the model and its parts, device, precision, seed, checkpoint.
+    """Say what a run does and on what data: size of the model and its parts, device, precision, seed, checkpoint.
 
     It takes the place of Lightning's table, whose sizes assume 32 bits and whose FLOPs are 0 without an example.
     """
@@ -37,6 +38,9 @@ class RunSummary(ModelSummary):
             f"{doing} a model of {_parameters(pl_module)}{start} on {_devices(trainer)}, "
             f"precision {trainer.precision}, seed {global_seed()}."
         )
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SetDataModule):
+            rank_zero_info(f"Data: {data.describe()}")
 
 
 def _parameters(module: torch.nn.Module) -> str:

@@ -207,12 +207,8 @@ class VFSCLI(LightningCLI):
                     f"{data[field]}: set --data.{field} {getattr(trained.sets, field)}, or train a model for this data."
                 )
         stated = contract.with_set_size(trained, self._given_model.get("config.sets.set_size", trained.sets.set_size))
-        contract.check_same_model(trained, stated)
-        return contract.resolve_set_size(
-            stated,
-            weights=contract.patch_dim_of(checkpoint["state_dict"], trained),
-            data=data["set_size"],
-            on_mismatch=config["model"]["on_set_size_mismatch"],
+        return contract.config_for_checkpoint(
+            checkpoint, stated, [data["set_size"]], config["model"]["on_set_size_mismatch"]
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,16 @@ from torch import Tensor
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.core import requests
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.files import make_room, replacing
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
+from lightning_vfs.data.folders import support_files
+from lightning_vfs.data.layout import printable
 from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8
 from lightning_vfs.modules import VFSDDPM
+
+GRID, LISTING = "grid.png", "sample.json"
 
 
 def sample(
@@ -41,12 +47,14 @@ def sample(
 ) -> None:
     """Generate images of the class that a folder of images shows.
 
-    Writes `0000.png`, `0001.png`, ... and `grid.png` (the support on the left). The baselines take no support: a
-    class-conditional model generates a training class by its number, an unconditional one whatever it does.
+    Writes `0000.png`, `0001.png`, ..., `grid.png` (the support on the left) and `sample.json`, which lists them and
+    says how they were made; pictures of an earlier run in the same folder, as its sample.json lists them, are deleted.
+    The baselines take no support: a class-conditional model generates a training class by its number, an unconditional
+    one whatever it does.
 
     Args:
         out: folder for the images; made if need be.
-        support: folder with 1 to k images of one class.
+        support: folder of images of one class, or one image; of more than the model takes, some are drawn by seed.
         label: number of a training class, in place of the support, for a class-conditional model.
         ckpt_path: a Lightning checkpoint; or give `pretrained`.
         pretrained: a folder with model.safetensors and config.json, or a hub id.
@@ -72,17 +80,59 @@ def sample(
     model = load_model(ckpt_path, pretrained, autoencoder, raw)
     sets = model.config.sets
     _check_condition(model.config, support, label)
-    images = None if support is None else load_support(support, sets.image_size, sets.channels)
+    requests.check_guidance(sampling, model.config)
+    images = None
+    if support is not None:
+        images = load_support(_at_most(support, model.config, seed), sets.image_size, sets.channels)
+    folder, names = Path(out).expanduser(), [f"{i:04d}.png" for i in range(num_images)]
+    earlier = make_room(folder, LISTING, [*names, GRID])
     draw = _with_jax if framework == "jax" else _with_torch
     how = {"num_images": num_images, "label": label, "seed": seed, **asdict(sampling)}
     generated = draw(model, device, images, how)
-    folder = Path(out)
-    for i, image in enumerate(to_uint8(generated)):
-        save_png(image, folder / f"{i:04d}.png")
-    save_png(_picture(images, generated), folder / "grid.png")
+    _check_finite(generated, model)
+    for file in earlier:
+        file.unlink(missing_ok=True)
+    with replacing(folder / LISTING) as listing:
+        options = how | {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
+        listing.write_text(json.dumps({"files": [*names, GRID], "sampling": options}, indent=2) + "\n")
+    for name, image in zip(names, to_uint8(generated), strict=True):
+        save_png(image, folder / name)
+    save_png(_picture(images, generated), folder / GRID)
     of_support = "" if images is None else f" of {len(images)} support images"
     whose = "" if model.origin is None else f" ({model.origin})"
     print(f"{num_images} images and grid.png{of_support}: {folder}{whose}")
+
+
+def _check_finite(generated: Tensor, model: VFSDDPM) -> None:
+    """Refuse images that are not finite, which would be written as black ones.
+
+    Raises:
+        EvaluationError: there are such images.
+    """
+    broken = int((~generated.flatten(1).isfinite().all(dim=1)).sum())
+    if broken:
+        names = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+        reason = (
+            f"its weights {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} are not finite: take an earlier "
+            "checkpoint"
+            if names
+            else "its weights are finite: they may have diverged"
+        )
+        raise EvaluationError(
+            f"{broken} of {len(generated)} generated images are not finite, and nothing was written; {reason}."
+        )
+
+
+def _at_most(support: str, config: VFSConfig, seed: int) -> list[Path]:
+    """Files of the support; of more than the model takes, as many as it takes, drawn by seed."""
+    files = support_files(support)
+    if not config.encoder.fills_slots or len(files) <= config.sets.shots:
+        return files
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[: config.sets.shots])
+    drawn = [files[i] for i in chosen]
+    names = ", ".join(printable(file.name) for file in drawn)
+    print(f"{support} holds {len(files)} images, of which this model takes {len(drawn)}: {names}, by seed {seed}.")
+    return drawn
 
 
 def _check_condition(config: VFSConfig, support: str | None, label: int | None) -> None:
@@ -93,8 +143,8 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
     """
     encoder = config.encoder
     given = {"support": support, "label": label}
-    wanted = "support" if encoder.takes_support else "label" if encoder.architecture == "class_label" else None
-    if wanted and given[wanted] is None:
+    wanted = encoder.condition
+    if wanted is not None and given[wanted] is None:
         what = {
             "support": f"a folder with 1 to {config.sets.shots} images of one class",
             "label": f"the number of a training class, 0 to {encoder.num_classes - 1}",

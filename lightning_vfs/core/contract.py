@@ -119,6 +119,41 @@ def resolve_set_size(
     return with_set_size(config, held)
 
 
+def config_for_weights(
+    state_dict: Mapping[str, Any], config: VFSConfig, data: Sequence[int] = (), on_mismatch: OnMismatch = "error"
+) -> VFSConfig:
+    """The configuration of a model that takes these weights.
+
+    Args:
+        state_dict: the weights.
+        config: the configuration at hand.
+        data: images per set that the data delivers; several numbers where ranks differ.
+        on_mismatch: as in `resolve_set_size`.
+
+    Raises:
+        CheckpointError: the weights are those of another model.
+        SetSizeMismatchError: weights and data differ, and `on_mismatch` is `error`.
+    """
+    weights = patch_dim_of(state_dict, config)
+    sizes: list[int | None] = [*data] or [None]
+    for size in sizes:
+        resolved = resolve_set_size(config, weights=weights, data=size, on_mismatch=on_mismatch)
+    return resolved
+
+
+def config_for_checkpoint(
+    checkpoint: Mapping[str, Any], config: VFSConfig, data: Sequence[int] = (), on_mismatch: OnMismatch = "error"
+) -> VFSConfig:
+    """As `config_for_weights`, of a checkpoint, whose own configuration must be that of the same model.
+
+    Raises:
+        CheckpointError: the checkpoint holds another model; the message names all that differs.
+        SetSizeMismatchError: weights and data differ, and `on_mismatch` is `error`.
+    """
+    check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), config)
+    return config_for_weights(checkpoint["state_dict"], config, data, on_mismatch)
+
+
 TRAINING_ONLY = (
     "sets.random_shots",
     "encoder.gumbel_temperature",
@@ -213,7 +248,7 @@ def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: O
         )
     if config.encoder.fills_slots and n != sets.set_size and on_mismatch == "error":
         raise SetSizeMismatchError(_mismatch(config, sets.set_size, n))
-    if n < 2 and sets.held_out != "none" and config.encoder.takes_support:
+    if n < 2 and sets.held_out != "none" and config.encoder.condition == "support":
         raise SetSizeMismatchError(f"A set needs at least 2 images to hold one out; the batch has sets of {n}.")
 
 

@@ -166,6 +166,13 @@ class EncoderConfig:
             raise ConfigError(f"{name}, so that there is no context to drop: context_dropout must be 0.")
 
     @property
+    def condition(self) -> Literal["support", "label"] | None:
+        """What a generated image is conditioned on; None for an unconditional model."""
+        if self.architecture == "class_label":
+            return "label"
+        return "support" if self.architecture in POOLS else None
+
+    @property
     def takes_support(self) -> bool:
         """Whether the context is made of a set of images; the baselines' is not."""
         return self.architecture in POOLS

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from lightning_vfs.core.errors import VFSError
+from lightning_vfs.core.errors import ConfigError, VFSError
 
 
 @contextmanager
@@ -46,6 +47,38 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
+    """Check that files of these names can be written to a folder, in place of those of an earlier run.
+
+    Args:
+        folder: made if need be.
+        listing: name of the JSON file in which a run lists what it writes, under `files`.
+        names: of the files that are about to be written.
+
+    Returns:
+        Files of the earlier run, to be deleted when there is something to write.
+
+    Raises:
+        ConfigError: the folder cannot be made or written, or holds files of these names that no listing names.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / f".{listing}", sync=False) as probe:
+            probe.touch()
+        (folder / f".{listing}").unlink()
+        listed = json.loads((folder / listing).read_bytes())["files"] if (folder / listing).is_file() else []
+        earlier = [folder / name for name in listed if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} cannot be written to: {error}. Choose another folder.") from error
+    taken = [name for name in names if (folder / name).exists() and folder / name not in earlier]
+    if taken:
+        raise ConfigError(
+            f"{folder} holds {', '.join(taken[:3])}{', ...' if len(taken) > 3 else ''}, which no earlier run has "
+            f"listed in {listing}: choose another folder, or move them, so that they are not overwritten."
+        )
+    return earlier
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError, SetSizeMismatchError
 from lightning_vfs.core.sampling_config import SamplingConfig
+
+
+class Condition(NamedTuple):
+    """What images are generated from, one for each or for all that share it; both are None without conditioning.
+
+    Attributes:
+        support: (b, k, c, h, w) in [-1, 1], k from 1 to `SetConfig.shots`.
+        label: int (b,), training classes.
+    """
+
+    support: Any = None
+    label: Any = None
+
+    @property
+    def size(self) -> int:
+        """Number of conditions (b); 1 without conditioning."""
+        given = self.label if self.support is None else self.support
+        return 1 if given is None else len(given)
+
+    def check(self, config: VFSConfig) -> None:
+        """Refuse what the model cannot be conditioned on, and the lack of what it needs.
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ValueError: images of another shape, a class that the model does not know, a support or a label that is
+                missing, or one that the model does not take.
+        """
+        wanted = config.encoder.condition
+        if wanted == "support" and (self.support is None or self.label is not None):
+            raise ValueError("This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one.")
+        if self.support is not None:
+            check_support(tuple(self.support.shape), config)
+        if self.label is not None:
+            check_labels(self.label.tolist(), config)
+        elif wanted == "label":
+            raise missing_label(config)
 
 
 def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
@@ -17,7 +54,7 @@ def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
         ValueError: another shape of images, or a model that takes no support.
     """
     sets = config.sets
-    if not config.encoder.takes_support:
+    if config.encoder.condition != "support":
         raise ValueError(
             f"This model is conditioned on no support (encoder.architecture is {config.encoder.architecture!r}): "
             "give it none."
@@ -42,7 +79,7 @@ def check_labels(labels: Sequence[int], config: VFSConfig) -> None:
         ValueError: a label out of range, or a model that takes none.
     """
     encoder = config.encoder
-    if encoder.architecture != "class_label":
+    if encoder.condition != "label":
         raise ValueError(
             f"This model is conditioned on no class label (encoder.architecture is {encoder.architecture!r}): "
             "give it none."

@@ -33,6 +33,13 @@ def content_key(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def warn_of_damage(path: Path, error: Exception) -> None:
+    """Say that a cache file is damaged, and that it is made again."""
+    warnings.warn(
+        f"The cache file {path} is damaged ({error}): decoding the images again.", DamagedCacheWarning, stacklevel=3
+    )
+
+
 def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassImages]) -> ClassImages:
     """Images from the cache, memory-mapped; built and stored first where they are not there yet.
 
@@ -55,11 +62,7 @@ def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassIm
         try:
             return _read(path)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            warnings.warn(
-                f"The cache file {path} is damaged ({error}): decoding the images again.",
-                DamagedCacheWarning,
-                stacklevel=2,
-            )
+            warn_of_damage(path, error)
     images = build()
     try:
         _write(path, images)

@@ -17,10 +17,27 @@ DECODING = 1
 """Version of what this module makes of a file; raise it when the pixels change."""
 
 
+FORMATS = frozenset(
+    {"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "PCX", "PNG", "PPM", "QOI", "SGI"}
+    | {"TGA", "TIFF", "WEBP"}
+)
+"""Formats of pictures, by Pillow's names; it lists others that it cannot decode by itself, such as HDF5 and EPS."""
+
+HEIC = frozenset([".heic", ".heif"])
+"""Suffixes of what Pillow reads with the plugin pillow-heif."""
+
+
 @cache
 def extensions() -> frozenset[str]:
-    """Extensions, in lower case with the dot, of the formats that Pillow reads (torchvision's are among them)."""
-    return frozenset(ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    """Suffixes, in lower case with the dot, of the pictures that Pillow reads here."""
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    known = Image.registered_extensions()  # loads the plugins that come with Pillow
+    return frozenset(suffix for suffix, kind in known.items() if kind in FORMATS & Image.OPEN.keys())
 
 
 def is_image(path: Path) -> bool:
@@ -50,34 +67,27 @@ def decode(path: Path, image_size: int, channels: int) -> np.ndarray:
     return np.asarray(square).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
-def decode_all(paths: Sequence[Path], image_size: int, channels: int) -> np.ndarray:
+def decode_all(paths: Sequence[Path], image_size: int, channels: int, out: np.ndarray) -> list[DataError | None]:
     """Decode many images, several at once.
 
-    Returns:
-        uint8 (N, channels, image_size, image_size).
+    Args:
+        paths: files (m).
+        image_size, channels: as in `decode`.
+        out: uint8 (m, channels, image_size, image_size), which they are written to; zeros for those with an error.
 
-    Raises:
-        DataError: some cannot be read; all are tried, so that the message can name them together.
+    Returns:
+        What is wrong with each file, if anything.
     """
-    images = np.empty((len(paths), channels, image_size, image_size), dtype=np.uint8)
 
     def fill(row: int) -> DataError | None:
         try:
-            images[row] = decode(paths[row], image_size, channels)
+            out[row] = decode(paths[row], image_size, channels)
         except DataError as error:
             return error
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        errors = [error for error in pool.map(fill, range(len(paths))) if error]
-    if errors:
-        more = f"\n... and {len(errors) - 10} more" if len(errors) > 10 else ""
-        raise DataError(
-            f"{len(errors)} of {len(paths)} images cannot be read. Replace or remove:\n"
-            + "\n".join(map(str, errors[:10]))
-            + more
-        ) from errors[0]
-    return images
+        return list(pool.map(fill, range(len(paths))))
 
 
 def _as_eight_bits(image: Image.Image, channels: int) -> Image.Image:

@@ -57,6 +57,7 @@ class ClassImages:
         files: path of every image, for people; None where images are no files.
         mapped: safetensors file whose tensor `images` the images are, or are expanded from. When pickled, as for
             workers that are not forked, they are mapped from it again instead of copied.
+        rows: int64 (M,), ascending, the images that count; all by default.
 
     Attributes:
         class_names: name of every class.
@@ -76,6 +77,7 @@ class ClassImages:
         labels: ArrayLike,
         files: Sequence[str] | None = None,
         mapped: Path | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         labels = np.asarray(labels, dtype=np.int64)
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -89,8 +91,8 @@ class ClassImages:
         self._stored = images
         self._files = files
         self.mapped = mapped
-        self._rows: np.ndarray | None = None
-        self._set_classes(class_names, labels)
+        self._rows = rows
+        self._set_classes(class_names, labels if rows is None else labels[rows])
 
     def _set_classes(self, class_names: Sequence[str], labels: np.ndarray) -> None:
         self.class_names = tuple(class_names)

@@ -128,6 +128,11 @@ class SetDataModule(LightningDataModule, ABC):
             )
         return self._splits[name]
 
+    def has_split(self, name: Split) -> bool:
+        """Whether there is a split of this name."""
+        self.setup()
+        return name in self._splits
+
     def train_dataloader(self) -> SetLoader:
         """This rank's batches of training sets, other ones in every epoch."""
         return self._loader("train")
@@ -146,10 +151,15 @@ class SetDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def describe(self) -> str:
-        """One line: classes and images of every split, and what a set is."""
+        """Classes and images of every split, and what a set is, in a line; then a line for each remark."""
         self.setup()
         sizes = [f"{name} {s.num_classes:,} classes, {len(s):,} images" for name, s in self._splits.items()]
-        return f"{'; '.join(sizes)}; sets of {self.set_size} x {self.channels} x {self.image_size} x {self.image_size}"
+        sets = f"sets of {self.set_size} x {self.channels} x {self.image_size} x {self.image_size}"
+        return "\n".join(["; ".join([*sizes, sets]), *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """Lines on what was passed over when the images were loaded, for `describe`."""
+        return []
 
     def describe_sets(self, index: Sequence[int]) -> list[SetDescription]:
         """Which class and images the training sets with these global indices are made of."""
@@ -249,8 +259,13 @@ def _split_classes(images: ClassImages, shares: Mapping[Split, float], seed: int
     the borders), and on every machine and version of NumPy. Those of less than two images, which can fill no set of
     any size, do not count, and stay in train.
     """
-    usable = np.flatnonzero(images.counts >= 2)
-    ranked = sorted(usable, key=lambda i: hashlib.sha256(f"{seed}/{images.class_names[i]}".encode()).digest())
+    usable = np.flatnonzero(images.counts >= 2).tolist()
+
+    def rank(i: int) -> bytes:
+        name = images.class_names[i].encode(errors="backslashreplace")
+        return hashlib.sha256(f"{seed}/".encode() + name).digest()
+
+    ranked = sorted(usable, key=rank)
     total = sum(shares.values())
     divided: dict[Split, np.ndarray] = {}
     first = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,7 +170,7 @@ class SplitEvaluation:
         index = torch.from_numpy(batch)
         conditions = self._conditions(model.config.encoder, episodes, batch)
         with share.timing("generation"):
-            images = model.generate(index=index, seed=self.plan.seed, **conditions, **asdict(self.plan.sampling))
+            images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
         with share.timing("features"):
             pixels = to_uint8(images)
             features = self.features(pixels)

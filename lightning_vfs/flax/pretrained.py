@@ -20,7 +20,7 @@ def load_pretrained(name: str | Path) -> tuple[VFSConfig, dict[str, np.ndarray]]
         CheckpointError: a file is missing, damaged, or of something else; the message says which and what to do.
     """
     config, state_dict = pretrained.load_pretrained(name, "np")
-    config = contract.resolve_set_size(config, weights=contract.patch_dim_of(state_dict, config))
+    config = contract.config_for_weights(state_dict, config)
     return config, _leaves(state_dict, config, name)
 
 

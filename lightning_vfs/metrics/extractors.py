@@ -6,8 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import torch
@@ -122,12 +120,12 @@ def _layer(name: str, metric: str) -> str:
     return layer
 
 
-def _weights_file(name: str, weights_path: str | os.PathLike[str] | None) -> Traversable | None:
+def _weights_file(name: str, weights_path: str | os.PathLike[str] | None) -> Path | None:
     """Where the weights of an extractor came from; None if that is not known."""
     if weights_path is not None:
         return Path(weights_path)
     if name == glyph_cnn.NAME:
-        return files("lightning_vfs.metrics") / "glyph_cnn.safetensors"
+        return Path(glyph_cnn.__file__).with_name("glyph_cnn.safetensors")
     downloaded = _checkpoints() / Path(URL_INCEPTION_V3).name
     return downloaded if name == INCEPTION and downloaded.is_file() else None
 

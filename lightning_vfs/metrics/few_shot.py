@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.random_bits import GOLDEN, mix
 from lightning_vfs.metrics.indexed import IndexedMetric
 
 
@@ -125,13 +126,6 @@ def check_way(counts: Tensor, way: int) -> None:
 
 
 def _hash(index: np.ndarray, column: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform uint64 for each (seed, index, column) by the finalizer of SplitMix64, Steele et al. 2014."""
-    start = _mix(np.array([seed % 2**64], dtype=np.uint64))
-    return _mix(_mix(start + index.astype(np.uint64)) + column.astype(np.uint64))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """Uniform uint64 for each (seed, index, column), by splitmix64."""
+    start = mix(np.array([seed % 2**64], dtype=np.uint64).view(np.int64) + GOLDEN)
+    return mix(mix(start + index + GOLDEN) + column + GOLDEN).view(np.uint64)

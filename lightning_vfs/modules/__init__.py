@@ -4,6 +4,7 @@ from lightning_vfs.modules.attention import LSA
 from lightning_vfs.modules.context import ClassContext, DiscreteContext, GaussianContext
 from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
+from lightning_vfs.modules.generation import FewShotGenerator
 from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
 from lightning_vfs.modules.spt import SPT
 from lightning_vfs.modules.unet import UNet, UNetEncoder
@@ -18,6 +19,7 @@ __all__ = [
     "DiT",
     "DiscreteContext",
     "FewShotDiffusion",
+    "FewShotGenerator",
     "GaussianContext",
     "OptimizerConfig",
     "SetEncoder",

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ClassMismatchError
-from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
+from lightning_vfs.modules.generation import FewShotGenerator
 from lightning_vfs.modules.set_encoder import SetEncoder
 from lightning_vfs.modules.spt import SPT
 from lightning_vfs.training.checkpoints import check_contents
+from lightning_vfs.training.ranks import gather_objects
 from lightning_vfs.training.sharding import ShardableModule
 
 
-class SetContractModule(FewShotDiffusion, ShardableModule):
+class SetContractModule(FewShotGenerator, ShardableModule):
     """A few-shot diffusion model that holds checkpoints, data and batches against the set contract.
 
     Attributes:
@@ -45,7 +44,7 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
     def _check_data(self) -> None:
         for data in self._data_set_sizes():
             self.check_set_size(data)
-        if self.config.encoder.architecture == "class_label":
+        if self.config.encoder.condition == "label":
             self._check_classes()
 
     def _check_classes(self) -> None:
@@ -70,7 +69,11 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
         Raises:
             SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
         """
-        self._apply_config(self._resolve_set_size(self.config.patch_dim, [data]))
+        self._apply_config(
+            contract.resolve_set_size(
+                self.config, weights=self.config.patch_dim, data=data, on_mismatch=self.on_set_size_mismatch
+            )
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
@@ -82,9 +85,8 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
         """
         super().on_load_checkpoint(checkpoint)
         check_contents(checkpoint, "The file")
-        contract.check_same_model(VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]), self.config)
-        config = self._resolve_set_size(
-            contract.patch_dim_of(checkpoint["state_dict"], self.config), self._data_set_sizes()
+        config = contract.config_for_checkpoint(
+            checkpoint, self.config, self._data_set_sizes(), self.on_set_size_mismatch
         )
         self._apply_config(config)
         if "class_names" in checkpoint:
@@ -95,13 +97,6 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
         super().on_save_checkpoint(checkpoint)
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
-
-    def _resolve_set_size(self, weights: int | None, data: list[int]) -> VFSConfig:
-        """The configuration that holds for these weights and for each of these set sizes of the data."""
-        resolve = functools.partial(
-            contract.resolve_set_size, self.config, weights=weights, on_mismatch=self.on_set_size_mismatch
-        )
-        return [resolve(data=size) for size in data][-1] if data else resolve()
 
     def _apply_config(self, config: VFSConfig) -> None:
         """Take the configuration that holds, with a tokenizer of its width where that changed."""
@@ -117,14 +112,7 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
         if self.attached_trainer is None:
             return []
         size = getattr(getattr(self.trainer, "datamodule", None), "set_size", None)
-        return sorted({row[0] for row in self._of_all_ranks([size or 0]) if row[0]})
-
-    def _of_all_ranks(self, numbers: list[int]) -> list[list[int]]:
-        """The numbers of every rank; collective."""
-        if self.trainer.world_size == 1:
-            return [numbers]
-        gathered = self.all_gather(torch.tensor(numbers, device=self.trainer.strategy.root_device))
-        return cast(Tensor, gathered).tolist()
+        return sorted({size for size in gather_objects(size) if size})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._check_first_batch(batch, batch_idx)
@@ -143,10 +131,8 @@ class SetContractModule(FewShotDiffusion, ShardableModule):
             ValueError: another shape of images.
         """
         if batch_idx == 0:
-            shape = list(images_of(batch).shape)
-            for rank_shape in self._of_all_ranks([len(shape), *(shape + [0] * 5)[:5]]):
-                axes, *sizes = rank_shape
-                contract.check_batch(tuple(sizes[:axes]), self.config, self.on_set_size_mismatch)
+            for shape in gather_objects(tuple(images_of(batch).shape)):
+                contract.check_batch(shape, self.config, self.on_set_size_mismatch)
 
 
 def images_of(batch: Any) -> Tensor:

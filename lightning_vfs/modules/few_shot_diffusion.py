@@ -1,9 +1,7 @@
-"""The few-shot diffusion model: a set encoder conditions a denoiser. It knows nothing of training runs."""
+"""The networks of a few-shot diffusion model, the contexts that a set encoder makes, and the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -14,21 +12,13 @@ from lightning_vfs.core import requests
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
-from lightning_vfs.core.samplers import SamplerName
-from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.sets import complete, keep_first, leave_one_out, pool_tokens
 from lightning_vfs.modules.context import ClassContext, DiscreteContext, GaussianContext
 from lightning_vfs.modules.dit import DiT
-from lightning_vfs.modules.generation import Conditioning, generate
 from lightning_vfs.modules.latent import Autoencoder
-from lightning_vfs.modules.noise import indexed_normal
 from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
 from lightning_vfs.modules.unet import UNet, UNetEncoder
 from lightning_vfs.training.precision import at_least_float32
-
-# Timestep t of the variational bound takes the noise stream VLB_STREAM - t, clear of those of `modules.noise`.
-VLB_STREAM = -1000
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "set_vit": SetEncoder,
@@ -44,7 +34,7 @@ POSTERIORS: dict[str, type[GaussianContext] | type[DiscreteContext]] = {
 
 
 class FewShotDiffusion(nn.Module):
-    """Set encoder, denoiser and diffusion process: contexts, the loss, and generation from a support.
+    """Set encoder, denoiser and diffusion process: contexts and the loss.
 
     Shapes of contexts: (b, d) for `film` conditioning, (b, tokens, d) for `lag`; there are none without an encoder.
 
@@ -117,7 +107,7 @@ class FewShotDiffusion(nn.Module):
                 with dropout.
         """
         n = x_set.shape[1]
-        if not self.config.encoder.takes_support:
+        if self.config.encoder.condition != "support":
             context = self._label_context(label)
             return None if context is None else context.repeat_interleave(n, dim=0)
         if self.config.sets.held_out == "none":
@@ -235,226 +225,3 @@ class FewShotDiffusion(nn.Module):
             dropout_key=dropout_key,
         )
         return losses.mean() + (0 if kl is None else self.config.encoder.kl_weight * kl.mean())
-
-    # -- generation ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def encode(self, support: Tensor, t: Tensor | None = None) -> Tensor:
-        """Context that conditions generation.
-
-        Args:
-            support: (b, k, c, h, w) or (k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; in a support smaller
-                than that zero images fill the slots of encoders that have slots.
-            t: int (b,), for encoders that see the timestep.
-
-        Returns:
-            (b, d), or (b, tokens, d) for `lag`. With a variational context its posterior's mean, with a discrete one
-            the most likely codes.
-
-        Raises:
-            SetSizeMismatchError: the support is empty or larger than the model takes.
-            ValueError: another shape of images, no t for an encoder that sees it, or a model that takes no support.
-        """
-        return self._encode_support(support[None] if support.ndim == 4 else support, t)
-
-    def _encode_support(self, support: Tensor, t: Tensor | None = None) -> Tensor:
-        requests.check_support(tuple(support.shape), self.config)
-        support = support.to(self._weights_device)
-        with self._evaluating():
-            seen = self.latents(support) if self.config.latent.encoder_input == "latents" else support
-            context = self._encode(seen, t)
-            return context if self.posterior is None else self.posterior.mode(context)
-
-    def generate(
-        self,
-        support: Tensor | None,
-        index: Tensor,
-        steps: int = 50,
-        sampler: SamplerName = "ddim",
-        eta: float = 0.0,
-        seed: int = 0,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[int, int] | None = None,
-        label: Tensor | None = None,
-    ) -> Tensor:
-        """One image per support; its noise depends on its global index and the seed alone.
-
-        Args:
-            support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines without one.
-            index: int64 (b,), global sample indices.
-            steps: timesteps of the process that are taken.
-            sampler: `ddim`, `ddpm` or `dpmpp_2m`.
-            eta: of DDIM.
-            seed: seed of the noise.
-            guidance_scale: of classifier-free guidance; 1 is none. Other values need a model that was trained with
-                `encoder.context_dropout`.
-            guidance_interval: timesteps t of the full process, low <= t < high, that are guided; all by default.
-            label: int64 (b,), training classes, for class-conditional models.
-
-        Returns:
-            (b, c, h, w) in [-1, 1].
-
-        Raises:
-            SetSizeMismatchError: a support is empty or larger than the model takes.
-            ConfigError: an unknown sampler, an option out of range, or guidance without a null context.
-            ValueError: a support, or no support, for a model that takes none, or one; the same of labels.
-        """
-        sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-        index = index.to(self._weights_device)
-        return self._generate(self._guide(support, label, sampling), torch.arange(len(index)), index, sampling, seed)
-
-    def sample(
-        self,
-        support: Tensor | None = None,
-        num_images: int = 16,
-        steps: int = 50,
-        sampler: SamplerName = "ddim",
-        seed: int = 0,
-        eta: float = 0.0,
-        batch_size: int = 256,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[int, int] | None = None,
-        label: int | Tensor | None = None,
-    ) -> Tensor:
-        """Images of the class that a support shows; the support is encoded once.
-
-        Args:
-            support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines
-                without one.
-            num_images: images per support.
-            steps, sampler, seed, eta, guidance_scale, guidance_interval: as in `generate`.
-            batch_size: images that are generated at a time; no effect on the images.
-            label: a training class or int64 (b,) of them, for class-conditional models.
-
-        Returns:
-            (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports or labels, in [-1, 1].
-
-        Raises:
-            SetSizeMismatchError, ConfigError, ValueError: as in `generate`.
-        """
-        sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
-        batched = label.ndim == 1 if isinstance(label, Tensor) else support is not None and support.ndim == 5
-        supports = support[None] if support is not None and support.ndim == 4 else support
-        labels = None if label is None else torch.as_tensor(label).reshape(-1)
-        count = 1 if supports is None and labels is None else len(labels if supports is None else supports)  # type: ignore[arg-type]
-        guide = self._guide(supports, labels, sampling)
-        index = torch.arange(count * num_images, device=self._weights_device)
-        images = torch.cat(
-            [self._generate(guide, part // num_images, part, sampling, seed) for part in index.split(batch_size)]
-        )
-        images = rearrange(images, "(b m) c h w -> b m c h w", m=num_images)
-        return images if batched else images[0]
-
-    def _generate(
-        self, guide: Conditioning, context_index: Tensor, index: Tensor, sampling: SamplingConfig, seed: int
-    ) -> Tensor:
-        """Images of global indices (m,), each conditioned on the context `context_index` (m,)."""
-        config = self.config
-        shape = (config.denoiser_channels, config.denoiser_size, config.denoiser_size)
-        with self._evaluating():
-            x_0 = generate(
-                self.denoiser,
-                GaussianDiffusion(config.diffusion),
-                guide,
-                context_index.to(index.device),
-                index,
-                shape,
-                sampling,
-                seed,
-            )
-        return x_0.clamp(-1, 1) if self.autoencoder is None else self.autoencoder.decode(x_0)
-
-    @torch.no_grad()
-    def bits_per_dim(
-        self,
-        x_0: Tensor,
-        support: Tensor | None,
-        index: Tensor,
-        steps: int | None = None,
-        seed: int = 0,
-        label: Tensor | None = None,
-    ) -> BitsPerDim:
-        """Variational bound of images given their supports, in bits per dimension (Nichol and Dhariwal 2021, eq. 4).
-
-        The noise of an image at a timestep depends on its global index, the timestep and the seed alone. With a
-        variational context the figure is that of its posterior's mode, and the context's own KL is not in it.
-
-        Args:
-            x_0: 8-bit images (b, c, h, w) scaled to [-1, 1].
-            support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; without the image itself. None for
-                the baselines without one.
-            index: int64 (b,), global indices of the images.
-            steps: timesteps of the process that are taken; all by default. Fewer of them are another, coarser model.
-            seed: seed of the noise.
-            label: int64 (b,), training classes, for class-conditional models.
-
-        Raises:
-            SetSizeMismatchError: a support is empty or larger than the model takes.
-            ConfigError: steps out of range, or a model of latents, whose bound says nothing of pixels.
-            ValueError: images, supports and indices do not go together, or images of another shape than the model's.
-        """
-        if self.config.latent.autoencoder:
-            raise ConfigError(
-                "The variational bound of a model of latents is not one of 8-bit images: it has no bits per dimension. "
-                "Leave it out (vlb_images 0)."
-            )
-        if index.shape != x_0.shape[:1] or (
-            support is not None and x_0.shape != (*support.shape[:1], *support.shape[2:])
-        ):
-            raise ValueError(
-                "bits_per_dim takes images (b, c, h, w), their supports (b, k, c, h, w) and indices (b,); "
-                f"got {tuple(x_0.shape)}, {None if support is None else tuple(support.shape)} and {tuple(index.shape)}."
-            )
-        process = self.diffusion.respaced(self.config.diffusion.timesteps if steps is None else steps)
-        x_0, index = x_0.to(self._weights_device), index.to(self._weights_device)
-        guide = self._guide(support, label, SamplingConfig())
-
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            return at_least_float32(self.denoiser(x_t, t, guide.contexts(t[0])))
-
-        def noise(step: int) -> Tensor:
-            return indexed_normal(index, tuple(x_0.shape[1:]), seed, VLB_STREAM - int(process.timesteps[step]))
-
-        with self._evaluating():
-            return bits_per_dim(denoise, x_0, process, noise)
-
-    def _guide(self, support: Tensor | None, label: Tensor | None, sampling: SamplingConfig) -> Conditioning:
-        """What conditions generation; encoded once unless the encoder sees t."""
-        requests.check_guidance(sampling, self.config)
-        if self.config.encoder.takes_support:
-            if support is None or label is not None:
-                raise ValueError(
-                    "This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one."
-                )
-            if self.config.encoder.time_token == "timestep":
-                support = support.to(self._weights_device)  # once, not at every step
-                return Conditioning(
-                    lambda t: self._encode_support(support, t.expand(support.shape[0])), self.null_context
-                )
-            context: Tensor | None = self._encode_support(support)
-        else:
-            if support is not None:
-                requests.check_support(tuple(support.shape), self.config)
-            if label is not None:
-                requests.check_labels(label.tolist(), self.config)
-                label = label.to(self._weights_device)
-            context = self._label_context(label)
-        return Conditioning(lambda t: context, self.null_context)
-
-    @property
-    def _weights_device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """No dropout inside, and the mode as it was outside."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
-
-    def forward(self, support: Tensor | None = None, num_images: int = 16) -> Tensor:
-        """Images of the class that a support shows: `sample` with its defaults."""
-        return self.sample(support, num_images)

@@ -1,20 +1,30 @@
-"""Generation in torch: the sampler over the denoiser, guided where that is asked for."""
+"""Generation: images of the class that a support shows, and their likelihood."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from lightning_vfs.core import samplers
 from lightning_vfs.core.diffusion import GaussianDiffusion
+from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.guidance import guided
-from lightning_vfs.core.samplers import sample
+from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
+from lightning_vfs.core.requests import Condition, check_guidance, check_support
 from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import START, indexed_normal
 from lightning_vfs.training.precision import at_least_float32
+
+# Timestep t of the variational bound takes the noise stream VLB_STREAM - t, clear of those of `modules.noise`.
+VLB_STREAM = -1000
 
 
 class Conditioning(NamedTuple):
@@ -22,45 +32,230 @@ class Conditioning(NamedTuple):
 
     Attributes:
         contexts: t (a scalar tensor) -> the contexts (b, ...) at that timestep, or None without conditioning.
-        null_context: (d,), what a context is replaced by for classifier-free guidance, if the model knows one.
+        null_context: (d,), what replaces a context for classifier-free guidance, if the model has one.
     """
 
     contexts: Callable[[Tensor], Tensor | None]
     null_context: Tensor | None
 
 
-@torch.no_grad()
-def generate(
-    denoiser: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    diffusion: GaussianDiffusion,
-    guide: Conditioning,
-    context_index: Tensor,
-    index: Tensor,
-    shape: tuple[int, ...],
-    sampling: SamplingConfig,
-    seed: int,
-) -> Tensor:
-    """x_0 (m, *shape) of global indices (m,), each conditioned on the context of guide `context_index` (m,).
+class FewShotGenerator(FewShotDiffusion):
+    """A few-shot diffusion model that encodes supports, and generates images from them."""
 
-    Raises:
-        ConfigError: more steps than the process has.
-    """
-    process = diffusion.respaced(sampling.steps)
-    scales = sampling.guidance_scales(process.timesteps).tolist()
-    noise = partial(indexed_normal, index, shape, seed)
+    @torch.no_grad()
+    def encode(self, support: Tensor, t: Tensor | None = None) -> Tensor:
+        """Context that conditions generation.
 
-    def denoise(x_t: Tensor, t: Tensor, step: int) -> Tensor:
-        contexts = guide.contexts(t[0])
-        if contexts is None:
-            return at_least_float32(denoiser(x_t, t, None))
-        context = contexts[context_index]
-        if scales[step] == 1 or guide.null_context is None:
-            return at_least_float32(denoiser(x_t, t, context))
-        null = guide.null_context.expand_as(context)
-        both = at_least_float32(denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([context, null])))
-        conditional, unconditional = both.chunk(2)
-        return guided(conditional, unconditional, scales[step], shape[0])
+        Args:
+            support: (b, k, c, h, w) or (k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; in a support smaller
+                than that zero images fill the slots of encoders that have slots.
+            t: int (b,), for encoders that see the timestep.
 
-    return sample(
-        denoise, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step)
-    )
+        Returns:
+            (b, d), or (b, tokens, d) for `lag`. With a variational context its posterior's mean, with a discrete one
+            the most likely codes.
+
+        Raises:
+            SetSizeMismatchError: the support is empty or larger than the model takes.
+            ValueError: another shape of images, no t for an encoder that sees it, or a model that takes no support.
+        """
+        return self._encode_support(support[None] if support.ndim == 4 else support, t)
+
+    def _encode_support(self, support: Tensor, t: Tensor | None = None) -> Tensor:
+        check_support(tuple(support.shape), self.config)
+        support = support.to(self._weights_device)
+        with self._evaluating():
+            seen = self.latents(support) if self.config.latent.encoder_input == "latents" else support
+            context = self._encode(seen, t)
+            return context if self.posterior is None else self.posterior.mode(context)
+
+    def generate(
+        self,
+        support: Tensor | None,
+        index: Tensor,
+        sampling: SamplingConfig = SamplingConfig(),
+        *,
+        seed: int = 0,
+        label: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """One image for each condition; its noise depends on its global index and the seed alone.
+
+        Args:
+            support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines without one.
+            index: int64 (b,), global sample indices.
+            sampling: how images are drawn.
+            seed: seed of the noise.
+            label: int64 (b,), training classes, for class-conditional models.
+            **options: fields of `sampling` to replace, such as `steps=20`.
+
+        Returns:
+            (b, c, h, w) in [-1, 1].
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ConfigError: an unknown sampler, an option out of range, or guidance without a null context.
+            ValueError: a support, or no support, for a model that takes none, or one; the same of labels.
+        """
+        sampling = replace(sampling, **options)
+        index = index.to(self._weights_device)
+        conditioning = self._conditioning(Condition(support, label), sampling)
+        return self._generate(conditioning, torch.arange(len(index)), index, sampling, seed)
+
+    def sample(
+        self,
+        support: Tensor | None = None,
+        num_images: int = 16,
+        sampling: SamplingConfig = SamplingConfig(),
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        label: int | Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Images of the class that a support shows; the support is encoded once.
+
+        Args:
+            support: (k, c, h, w) or (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines
+                without one.
+            num_images: images per support.
+            sampling: how images are drawn.
+            seed: seed of the noise.
+            batch_size: images that are generated at a time; no effect on the images.
+            label: a training class or int64 (b,) of them, for class-conditional models.
+            **options: fields of `sampling` to replace, such as `steps=20, sampler="ddpm", guidance_scale=2.0`.
+
+        Returns:
+            (num_images, c, h, w), or (b, num_images, c, h, w) for a batch of supports or labels, in [-1, 1].
+
+        Raises:
+            SetSizeMismatchError, ConfigError, ValueError: as in `generate`.
+        """
+        sampling = replace(sampling, **options)
+        batched = label.ndim == 1 if isinstance(label, Tensor) else support is not None and support.ndim == 5
+        condition = Condition(
+            support[None] if support is not None and support.ndim == 4 else support,
+            None if label is None else torch.as_tensor(label).reshape(-1),
+        )
+        conditioning = self._conditioning(condition, sampling)
+        index = torch.arange(condition.size * num_images, device=self._weights_device)
+        images = torch.cat(
+            [self._generate(conditioning, part // num_images, part, sampling, seed) for part in index.split(batch_size)]
+        )
+        images = rearrange(images, "(b m) c h w -> b m c h w", m=num_images)
+        return images if batched else images[0]
+
+    def _conditioning(self, condition: Condition, sampling: SamplingConfig = SamplingConfig()) -> Conditioning:
+        """What conditions generation; encoded once unless the encoder sees t."""
+        check_guidance(sampling, self.config)
+        condition.check(self.config)
+        support, label = (None if given is None else given.to(self._weights_device) for given in condition)
+        if support is not None and self.config.encoder.time_token == "timestep":
+            return Conditioning(lambda t: self._encode_support(support, t.expand(len(support))), self.null_context)
+        context = self._label_context(label) if support is None else self._encode_support(support)
+        return Conditioning(lambda t: context, self.null_context)
+
+    @torch.no_grad()
+    def _generate(
+        self, conditioning: Conditioning, context_index: Tensor, index: Tensor, sampling: SamplingConfig, seed: int
+    ) -> Tensor:
+        """Images of global indices (m,), each conditioned on the context `context_index` (m,).
+
+        Raises:
+            ConfigError: more steps than the process has.
+        """
+        config, context_index = self.config, context_index.to(index.device)
+        shape = (config.denoiser_channels, config.denoiser_size, config.denoiser_size)
+        process = GaussianDiffusion(config.diffusion).respaced(sampling.steps)
+        scales = sampling.guidance_scales(process.timesteps).tolist()
+        noise = partial(indexed_normal, index, shape, seed)
+
+        def denoise(x_t: Tensor, t: Tensor, step: int) -> Tensor:
+            contexts = conditioning.contexts(t[0])
+            if contexts is None:
+                return at_least_float32(self.denoiser(x_t, t, None))
+            context = contexts[context_index]
+            if scales[step] == 1 or conditioning.null_context is None:
+                return at_least_float32(self.denoiser(x_t, t, context))
+            both = torch.cat([context, conditioning.null_context.expand_as(context)])
+            outputs = at_least_float32(self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both))
+            conditional, unconditional = outputs.chunk(2)
+            return guided(conditional, unconditional, scales[step], shape[0])
+
+        with self._evaluating():
+            x_0 = samplers.sample(
+                denoise, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step)
+            )
+        return x_0.clamp(-1, 1) if self.autoencoder is None else self.autoencoder.decode(x_0)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        x_0: Tensor,
+        support: Tensor | None,
+        index: Tensor,
+        steps: int | None = None,
+        seed: int = 0,
+        label: Tensor | None = None,
+    ) -> BitsPerDim:
+        """Variational bound of images given their supports, in bits per dimension (Nichol and Dhariwal 2021, eq. 4).
+
+        The noise of an image at a timestep depends on its global index, the timestep and the seed alone. With a
+        variational context the figure is that of its posterior's mode, and the context's own KL is not in it.
+
+        Args:
+            x_0: 8-bit images (b, c, h, w) scaled to [-1, 1].
+            support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; without the image itself. None for
+                the baselines without one.
+            index: int64 (b,), global indices of the images.
+            steps: timesteps of the process that are taken; all by default. Fewer of them are another, coarser model.
+            seed: seed of the noise.
+            label: int64 (b,), training classes, for class-conditional models.
+
+        Raises:
+            SetSizeMismatchError: a support is empty or larger than the model takes.
+            ConfigError: steps out of range, or a model of latents, whose bound says nothing of pixels.
+            ValueError: images, supports and indices do not go together, or images of another shape than the model's.
+        """
+        if self.config.latent.autoencoder:
+            raise ConfigError(
+                "The variational bound of a model of latents is not one of 8-bit images: it has no bits per dimension. "
+                "Leave it out (vlb_images 0)."
+            )
+        if index.shape != x_0.shape[:1] or (
+            support is not None and x_0.shape != (*support.shape[:1], *support.shape[2:])
+        ):
+            raise ValueError(
+                "bits_per_dim takes images (b, c, h, w), their supports (b, k, c, h, w) and indices (b,); "
+                f"got {tuple(x_0.shape)}, {None if support is None else tuple(support.shape)} and {tuple(index.shape)}."
+            )
+        process = self.diffusion.respaced(self.config.diffusion.timesteps if steps is None else steps)
+        x_0, index = x_0.to(self._weights_device), index.to(self._weights_device)
+        conditioning = self._conditioning(Condition(support, label))
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return at_least_float32(self.denoiser(x_t, t, conditioning.contexts(t[0])))
+
+        def noise(step: int) -> Tensor:
+            return indexed_normal(index, tuple(x_0.shape[1:]), seed, VLB_STREAM - int(process.timesteps[step]))
+
+        with self._evaluating():
+            return bits_per_dim(denoise, x_0, process, noise)
+
+    @property
+    def _weights_device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout inside, and the mode as it was outside."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    def forward(self, support: Tensor | None = None, num_images: int = 16) -> Tensor:
+        """Images of the class that a support shows: `sample` with its defaults."""
+        return self.sample(support, num_images)

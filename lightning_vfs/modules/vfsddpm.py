@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
 from lightning_vfs.modules.contracted import SetContractModule, images_of
@@ -57,6 +58,7 @@ from lightning_vfs.training.optimizer import (
 )
 from lightning_vfs.training.precision import check_precision
 from lightning_vfs.training.pretrained import load_pretrained, save_pretrained
+from lightning_vfs.training.ranks import gather_rows
 from lightning_vfs.training.sharding import check_strategy, is_sharded
 from lightning_vfs.training.timestep_sampling import LossSecondMoment
 
@@ -211,7 +213,7 @@ class VFSDDPM(SetContractModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self._set_losses = None
         loss = self.batch_loss(batch, batch_idx)
-        mean = self._of_all_ranks_cat(loss.detach()[None]).mean()
+        mean = gather_rows(loss.detach()[None]).mean()
         if scaler_of(self.trainer) is not None:
             # It leaves a step out by its gradients, which of a loss that overflows alone may be finite.
             loss = loss * torch.where(mean.isfinite(), 1.0, torch.nan)
@@ -259,7 +261,7 @@ class VFSDDPM(SetContractModule):
         self._evaluation_step(batch, batch_idx, "test/loss", prog_bar=False)
 
     def _evaluation_step(self, batch: Any, batch_idx: int, name: str, prog_bar: bool) -> None:
-        if self.config.encoder.architecture == "class_label":
+        if self.config.encoder.condition == "label":
             rank_zero_warn(
                 f"{name} is left out: a class-conditional model has contexts of its training classes alone, and these "
                 "sets are of others. FIDCallback(splits=['in']) evaluates it."
@@ -274,15 +276,15 @@ class VFSDDPM(SetContractModule):
         Raises:
             ConfigError: a baseline, which generates from no support.
         """
-        if not self.config.encoder.takes_support:
+        if self.config.encoder.condition != "support":
             raise ConfigError(
                 "predict generates an image from every test set, but this model takes no support (encoder.architecture "
                 f"is {self.config.encoder.architecture!r}): use `lightning-vfs sample`."
             )
         x_set, index, _ = self._sets_of(batch, batch_idx)
         support = x_set[:, : self.config.sets.shots]
-        steps = min(50, self.config.diffusion.timesteps)
-        generated = self.generate(support, index, steps=steps, seed=global_seed())
+        sampling = SamplingConfig(steps=min(50, self.config.diffusion.timesteps))
+        generated = self.generate(support, index, sampling, seed=global_seed())
         return {"index": index, "support": support, "generated": generated[:, None]}
 
     def batch_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
@@ -305,7 +307,7 @@ class VFSDDPM(SetContractModule):
         losses = self._compiled_losses if compiled else self.losses
         loss, kl = losses(x_set, t, latents=latents, label=label, **self._random_numbers(x_set.shape[1], index))
         if sampler is not None:
-            sampler.update(self._of_all_ranks_cat(t), self._of_all_ranks_cat(loss.detach()))
+            sampler.update(gather_rows(t), gather_rows(loss.detach()))
         if self.training:
             total = loss if kl is None else loss + self.config.encoder.kl_weight * kl
             named = batch.get("label") if isinstance(batch, dict) else None
@@ -322,7 +324,7 @@ class VFSDDPM(SetContractModule):
             draw = indexed_uniform if config.encoder.context == "variational_discrete" else indexed_normal
             shape = (n, *self.posterior.noise_shape)
             numbers["latent_noise"] = draw(index, shape=shape, seed=seed, stream=LATENT).flatten(0, 1)
-        if self.training and config.sets.random_shots and config.encoder.takes_support:
+        if self.training and config.sets.random_shots and config.encoder.condition == "support":
             uniform = indexed_uniform(index, seed, SHOTS)
             numbers["shots"] = (uniform * config.sets.shots).long() + 1
         if self.training and (config.encoder.dropout or config.denoiser.dropout):
@@ -330,12 +332,6 @@ class VFSDDPM(SetContractModule):
         if self.training and self.null_context is not None:
             numbers["dropped"] = indexed_uniform(index, seed, DROPPED, (n,)) < config.encoder.context_dropout
         return numbers
-
-    def _of_all_ranks_cat(self, values: Tensor) -> Tensor:
-        """The values (b,) of all ranks in the order of ranks; collective."""
-        if self.attached_trainer is None or self.attached_trainer.world_size == 1:
-            return values
-        return cast(Tensor, self.all_gather(values)).flatten(0, 1)
 
     def _sets_of(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images, global indices and, for class-conditional models, labels of a batch; checked against the contract.
@@ -350,7 +346,7 @@ class VFSDDPM(SetContractModule):
         if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:
             x_set = subsample(x_set, sets.set_size, global_seed())
         label = None
-        if self.config.encoder.architecture == "class_label" and isinstance(batch, dict):
+        if self.config.encoder.condition == "label" and isinstance(batch, dict):
             label = batch.get("label")
         if isinstance(batch, dict) and "index" in batch:
             return x_set, batch["index"], label
@@ -423,7 +419,7 @@ class VFSDDPM(SetContractModule):
         """
         config, state_dict = load_pretrained(name)
         model = cls(config)
-        model._apply_config(model._resolve_set_size(contract.patch_dim_of(state_dict, config), []))
+        model._apply_config(contract.config_for_weights(state_dict, config))
         model.load_state_dict(state_dict)
         return model.eval()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_vfs.core.errors import NonFiniteLossError
 from lightning_vfs.training.host_flag import HostFlag
 from lightning_vfs.training.optimizer import gradient_norm, handles_scaling, local, scaler_of, skips_by_found_inf
+from lightning_vfs.training.ranks import gather_objects
 
 LISTED_SETS = 5
 """Sets that a message describes."""
@@ -159,7 +159,7 @@ class _Set:
 
 def _full_report(step: _Step, module: pl.LightningModule) -> str:
     """`_report`, what the run was left with, and what to do; collective."""
-    checkpoint = _of_all_ranks(_last_checkpoint(module.trainer))[0]
+    checkpoint = gather_objects(_last_checkpoint(module.trainer))[0]
     precision = module.trainer.precision
     return (
         f"{_report(step, module)}\n"
@@ -177,7 +177,7 @@ def _report(step: _Step, module: pl.LightningModule) -> str:
     """What was not finite, and the classes, images and timesteps of the sets that it is from; collective."""
     name = f"optimizer step {step.number} (epoch {step.epoch})"
     loss = float(torch.stack([batch.loss for batch in step.batches]).mean()) if step.batches else None
-    sets = sorted(one for part in _of_all_ranks(_sets_of(step, module.global_rank)) for one in part)
+    sets = sorted(one for part in gather_objects(_sets_of(step, module.global_rank)) for one in part)
     bad = [one for one in sets if not math.isfinite(one.loss)]
     if loss is None or math.isfinite(loss):
         head = f"The gradients of {name} are not finite (norm {float(step.norm)})"
@@ -221,15 +221,6 @@ def _sets_of(step: _Step, rank: int) -> list[_Set]:
             rows = enumerate(zip(*columns, strict=True))
             sets += [_Set(number, index, rank, place, t, loss, label) for place, (index, t, loss, label) in rows]
     return sets
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    """The value of every rank; collective."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _last_checkpoint(trainer: pl.Trainer) -> str | None:

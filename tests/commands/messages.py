@@ -9,6 +9,7 @@ OURS = (
     r"Decoding [\d,]+ images of .* into the cache .* \.\.\.",
     r"(Training|Validating|Testing|Predicting with) a model of .* parameters \(encoder .*, denoiser .*\)( from .*)? on "
     r"(\d+ ranks of )?cpu, precision \S+, seed \d+\.",
+    r"Data: train [\d,]+ classes, [\d,]+ images; .*sets of \d+ x \d x \d+ x \d+",
     r"Training: \d+/\d+ steps \(\d+%\), [\d:]+, [\d:]+ left, .*",
     r"Trained to step \d+\. Log: .*",
     r"Record of the evaluation: .*fid\.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,13 +26,15 @@ def test_sample_writes_images_and_a_grid(trained, image_folder: Path, tmp_path: 
         Image.open(image_folder / "class00" / f"{i}.png").save(support / f"{i}.png")
     flags = [f"--support={support}", "--num_images=5", "--steps=4"]
     assert main(["sample", f"--ckpt_path={trained()}", *flags, f"--out={tmp_path / 'a'}"]) == 0
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{i:04d}.png" for i in range(5)] + ["grid.png"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{i:04d}.png" for i in range(5)] + [
+        "grid.png", "sample.json",
+    ]  # fmt: skip
     with Image.open(tmp_path / "a" / "0000.png") as image:
         assert image.size == (8, 8) and image.mode == "RGB"
 
     assert main(["convert", f"--ckpt_path={trained()}", f"--out={tmp_path / 'model'}"]) == 0
     assert main(["sample", f"--pretrained={tmp_path / 'model'}", *flags, f"--out={tmp_path / 'b'}"]) == 0
-    for name in (p.name for p in (tmp_path / "a").iterdir()):
+    for name in (p.name for p in (tmp_path / "a").glob("*.png")):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -51,14 +54,60 @@ def test_sampling_from_a_stale_checkpoint_warns_once(trained, image_folder: Path
 
 def test_sample_says_what_is_wrong(trained, image_folder: Path, tmp_path: Path, capsys) -> None:
     out = f"--out={tmp_path / 'out'}"
-    many = ["sample", f"--ckpt_path={trained()}", f"--support={image_folder / 'class00'}", "--steps=4", out]
-    assert main(many) == 1
-    assert "The support has 8 images; this model takes 1 to 5" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
     assert main(["sample", f"--ckpt_path={trained()}", f"--support={tmp_path / 'nothing'}", out]) == 1
     assert "DataError" in capsys.readouterr().err
     assert main(["sample", f"--support={image_folder}", out]) == 1
     assert "either --ckpt_path FILE or --pretrained FOLDER" in capsys.readouterr().err
+
+
+def test_of_a_whole_class_as_many_are_taken_as_the_model_takes(trained, image_folder: Path, tmp_path: Path, capsys):
+    out, folder = tmp_path / "out", image_folder / "class00"
+    many = ["sample", f"--ckpt_path={trained()}", f"--support={folder}", "--num_images=1", "--steps=4", f"--out={out}"]
+    assert main(many) == 0
+    line, _ = capsys.readouterr().out.split("\n", 1)
+    drawn = re.fullmatch(rf"{folder} holds 8 images, of which this model takes 5: (.*), by seed 0\.", line)[1].split(
+        ", "
+    )
+    image = (out / "0000.png").read_bytes()
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in drawn:
+        (few / name).write_bytes((folder / name).read_bytes())
+    assert main([*many[:2], f"--support={few}", *many[3:]]) == 0
+    assert (out / "0000.png").read_bytes() == image
+    assert main([*many, "--seed=1"]) == 0
+    assert line not in capsys.readouterr().out
+
+
+def test_nothing_of_an_earlier_run_stays_and_nothing_else_goes(trained, support: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    command = ["sample", f"--ckpt_path={trained()}", f"--support={support}", "--steps=2", f"--out={out}"]
+    assert main([*command, "--num_images=4"]) == 0
+    (out / "notes.txt").write_text("mine")
+    assert main([*command, "--num_images=2"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "grid.png", "notes.txt", "sample.json"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "0001.png").write_text("mine")
+    assert main([*command[:-1], f"--out={mine}", "--num_images=2"]) == 1
+    assert "holds 0001.png, which no earlier run has listed in sample.json" in capsys.readouterr().err
+    assert (mine / "0001.png").read_text() == "mine" and len(list(mine.iterdir())) == 1
+    assert main([*command[:-1], f"--out={mine / '0001.png'}"]) == 1
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_images_that_are_not_finite_are_no_black_pictures(tiny_model, support: Path, tmp_path: Path, capsys) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.denoiser.final.proj.bias[0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    flags = [f"--support={support}", "--steps=2", "--num_images=2", f"--out={out}"]
+    assert main(["sample", f"--pretrained={tmp_path / 'model'}", *flags]) == 1
+    assert "2 of 2 generated images are not finite, and nothing was written; its weights denoiser.final.proj.bias" in (
+        capsys.readouterr().err
+    )
+    assert list(out.iterdir()) == []
 
 
 # -- samplers, guidance, and the baselines without a support ----------------------------------------------------------

@@ -166,6 +166,7 @@ NO_ARRAYS_IN = {
     "errors",
     "files",
     "progress",
+    "random_bits",  # of 64 bits, which JAX has on request alone
     "requests",
     "seeding",
     "unet",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +16,10 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lightning_vfs.core.errors import DataError
+from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.data import FolderSets, load_support
-from lightning_vfs.data.decode import decode, extensions
+from lightning_vfs.data.decode import decode, decode_all, extensions
+from lightning_vfs.data.folders import UnreadableImagesWarning
 from lightning_vfs.data.module import SmallClassWarning
 
 Write = Callable[..., Path]
@@ -106,8 +110,10 @@ def test_a_class_in_two_splits_is_refused(image_folder: Write) -> None:
 
 
 def test_folders_beside_train_that_look_like_splits_are_refused(image_folder: Write) -> None:
-    root = image_folder({f"{split}/c/{j}.png": j for split in ("train", "valid", "test") for j in range(2)})
-    refused(root, "Beside train, " + str(root) + " holds valid with images in them, but splits are called train, val")
+    root = image_folder({f"{split}/c/{j}.png": j for split in ("train", "vald", "test") for j in range(2)})
+    refused(root, f"{root} holds train and, with images in them, vald, which name no split (splits are named train by")
+    twice = image_folder({f"{split}/c/{j}.png": j for split in ("train", "Training") for j in range(2)}, name="twice")
+    refused(twice, f"{twice} holds Training and train, which both name the split train: keep one.")
     without = image_folder({f"{split}/c/{j}.png": j for split in ("val", "test") for j in range(2)}, name="other")
     refused(without, f"{without} holds test, val, but no train")
 
@@ -150,7 +156,9 @@ def test_unreadable_images_are_named_together(image_folder: Write) -> None:
     with pytest.raises(DataError) as caught:
         sets(root).setup()
     message = str(caught.value)
-    assert message.startswith("2 of 30 images cannot be read. Replace or remove:\n")
+    assert message.startswith("2 of 30 images cannot be read (listed in ")
+    listed = Path(re.findall(r"listed in (.*?)\)", message)[0]).read_text().splitlines()
+    assert [line.split(" cannot be read")[0] for line in listed] == [str(root / f"c{i}" / "1.png") for i in (1, 2)]
     assert f"{root / 'c1' / '1.png'} cannot be read as an image: " in message
     assert f"{root / 'c2' / '1.png'} cannot be read as an image: cannot identify image file" in message
 
@@ -158,7 +166,7 @@ def test_unreadable_images_are_named_together(image_folder: Write) -> None:
 def test_a_link_to_nowhere_is_named(image_folder: Write) -> None:
     root = ten_classes(image_folder)
     (root / "c1" / "9.png").symlink_to(root / "gone.png")
-    refused(root, f"{root / 'c1' / '9.png'} cannot be read: No such file or directory. Replace or remove it.")
+    refused(root, f"{root / 'c1' / '9.png'} cannot be read as an image: [Errno 2] No such file or directory")
 
 
 # Cache
@@ -167,12 +175,12 @@ def test_a_link_to_nowhere_is_named(image_folder: Write) -> None:
 def test_images_are_decoded_once(image_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     root = ten_classes(image_folder)
     sets(root).prepare_data()
-    monkeypatch.setattr("lightning_vfs.data.folders.decode_all", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("lightning_vfs.data.decoded.decode_all", lambda *_: pytest.fail("decoded again"))
     assert sets(root, split_seed=1, set_size=3).split("train").num_classes == 8
 
 
 @pytest.mark.parametrize(
-    "change", ["pixels", "pixels, not time or size", "size", "channels", "new", "renamed", "class", "empty class"]
+    "change", ["pixels", "pixels, not time or size", "size", "channels", "new", "renamed", "class"]
 )
 def test_what_changes_the_pixels_is_decoded_anew(image_folder: Write, cache_folder: Path, change: str) -> None:
     root = ten_classes(image_folder)
@@ -192,14 +200,192 @@ def test_what_changes_the_pixels_is_decoded_anew(image_folder: Write, cache_fold
         file.rename(root / "c0" / "9.bmp")
     elif change == "class":
         (root / "c0").rename(root / "d0")
-    elif change == "empty class":
-        (root / "b").mkdir()
     else:
         arguments = {"size": {"image_size": 4}, "channels": {"channels": 3}}[change]
     images = sets(root, **arguments).load()
     assert len(list(cache_folder.glob("folders-*.safetensors"))) == 2
     if change.startswith("pixels"):
         assert images.uint8(0).unique().tolist() == [200]  # type: ignore[union-attr]
+
+
+def decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are decoded from now on."""
+    decoded = []
+
+    def noting(path: Path, *arguments: int) -> np.ndarray:
+        decoded.append(path.name)
+        return decode(path, *arguments)
+
+    monkeypatch.setattr("lightning_vfs.data.decode.decode", noting)
+    return decoded
+
+
+def test_only_files_that_were_repaired_are_decoded_again(image_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ten_classes(image_folder)
+    broken = root / "c1" / "1.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:20])
+    refused(root, "1 of 30 images cannot be read")
+    broken.write_bytes(whole)
+    decoded = decoding(monkeypatch)
+    images = sets(root).load()
+    assert decoded == ["1.png"]
+    assert [int(images.uint8(i).unique()) for i in range(30)] == [10 * i + j for i in range(10) for j in range(3)]
+
+
+def test_an_interrupted_decoding_goes_on_where_it_was(image_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ten_classes(image_folder)
+    monkeypatch.setattr("lightning_vfs.data.decoded.CHUNK", 4)
+    real, calls = decode_all, []
+
+    def stopping(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr("lightning_vfs.data.decoded.decode_all", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sets(root).load()
+    decoded = decoding(monkeypatch)
+    images = sets(root).load()
+    assert len(decoded) == 30 - 12
+    assert [int(images.uint8(i).unique()) for i in range(30)] == [10 * i + j for i in range(10) for j in range(3)]
+
+
+def test_jobs_that_start_together_wait_for_one_that_decodes(image_folder: Write, tmp_path: Path) -> None:
+    root = ten_classes(image_folder)
+    script = (
+        "import sys; from lightning_vfs.data import FolderSets\n"
+        "data = FolderSets(sys.argv[1], set_size=2, image_size=8, channels=1)\n"
+        "print(*(int(x.unique()) for x in data.load().images))"
+    )
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [job.communicate() for job in jobs]
+    expected = " ".join(str(10 * i + j) for i in range(10) for j in range(3))
+    assert [output.strip() for output, _ in outputs] == [expected, expected]
+    assert sum("Decoding 30 images" in error for _, error in outputs) <= 1
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_anything_is_decoded(
+    image_folder: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ten_classes(image_folder)
+    (tmp_path / "file").touch()
+    decoded = decoding(monkeypatch)
+    refused(root, f"cannot be written to the cache {tmp_path / 'file'}", cache_dir=str(tmp_path / "file"))
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    refused(root, "No space left on device. They take 0 MiB, and ")
+    assert decoded == []
+
+
+# What a folder holds
+
+
+def test_a_link_to_a_folder_above_adds_no_image(image_folder: Write) -> None:
+    root = ten_classes(image_folder)
+    (root / "c0" / "self").symlink_to(root / "c0")
+    (root / "c1" / "again.png").symlink_to(root / "c1" / "0.png")
+    data = sets(root)
+    data.setup()
+    assert sum(len(data.split(split)) for split in ("train", "val", "test")) == 30
+    assert "Passed over as links to files or folders that count already: 2." in data.describe()
+
+
+def test_links_to_images_elsewhere_count(image_folder: Write, tmp_path: Path) -> None:
+    pool = ten_classes(image_folder)
+    for file in pool.rglob("*.png"):
+        link = tmp_path / "linked" / file.relative_to(pool)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    assert len(sets(tmp_path / "linked").load()) == 30
+
+
+def test_classes_of_another_level_are_asked_for(image_folder: Write) -> None:
+    files = {f"{a}/{c}/{j}.png": j for a in ("Greek", "Latin") for c in ("a", "b", "c") for j in range(2)}
+    root = image_folder(files | {"Greek/stray.png": 1})
+    (root / "Greek" / "stray.png").unlink()
+    refused(root, "Set --data.class_level to 1 for 2 classes such as Greek, or 2 for 6 classes such as Greek/a.")
+    assert sets(root, class_level=1).load().class_names == ("Greek", "Latin")
+    images = sets(root, class_level=2).load()
+    assert images.class_names == ("Greek/a", "Greek/b", "Greek/c", "Latin/a", "Latin/b", "Latin/c")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "Greek" / "stray.png")
+    data = sets(root, class_level=2)
+    assert "Passed over as images outside of the folders of classes: 1." in data.describe()
+    refused(root, "There are no class folders 4 levels below", class_level=4)
+
+
+def test_one_folder_within_each_class_is_no_question(image_folder: Write) -> None:
+    root = image_folder({f"c{i}/images/{j}.png": j for i in range(10) for j in range(2)})
+    assert sets(root).load().num_classes == 10
+
+
+@pytest.mark.parametrize("names", [("Training", "Validation", "Test"), ("TRAIN", "Valid", "testing")])
+def test_splits_are_known_by_other_names(image_folder: Write, names: tuple[str, str, str]) -> None:
+    root = image_folder({f"{name}/{name}{i}/{j}.png": j for name in names for i in range(3) for j in range(2)})
+    data = sets(root)
+    for split, name in zip(("train", "val", "test"), names, strict=True):
+        assert data.split(split).class_names == tuple(f"{name}{i}" for i in range(3))  # type: ignore[arg-type]
+
+
+def test_other_files_are_counted_by_kind(image_folder: Write) -> None:
+    root = ten_classes(image_folder)
+    for name in ("x.h5", "x.mpg", "x.eps", "notes.TXT", "README", "photo.heic"):
+        (root / "c0" / name).write_bytes(b"no image")
+    data = sets(root)
+    described = data.describe()
+    readable = ".heic" in extensions()
+    assert "Passed over as not images: " in described
+    for kind in ("1 .h5", "1 .mpg", "1 .eps", "1 .txt", "1 without suffix"):
+        assert kind in described
+    assert ("pip install pillow-heif" in described) != readable
+
+
+def test_names_may_have_any_bytes(image_folder: Write) -> None:
+    root = ten_classes(image_folder)
+    strange = os.fsencode(root) + b"/caf\xe9"
+    os.mkdir(strange)
+    for j in range(2):
+        os.rename(os.fsencode(root / "c9" / f"{j}.png"), strange + b"/\xff%d.png" % j)
+    data = sets(root, split_fractions=(1, 0, 0))
+    images = data.split("train")
+    assert "caf\\xe9" in images.class_names and all(name.isprintable() for name in images.class_names)
+    label = images.class_names.index("caf\\xe9")
+    assert images.name_of(int(images.offsets[label])) == "caf\\xe9/\\xff0.png"
+
+
+def test_a_split_does_not_depend_on_how_letters_are_stored(image_folder: Write) -> None:
+    names = [f"{letter}{i}" for letter in "\u00e9\u00e4\u00f1" for i in range(6)]
+    splits = []
+    for form in ("NFC", "NFD"):
+        folders = [unicodedata.normalize(form, name) for name in names]
+        root = image_folder({f"{name}/{j}.png": j for name in folders for j in range(2)}, name=form)
+        data = sets(root, split_fractions=(0.5, 0.25, 0.25))
+        splits.append([data.split(split).class_names for split in ("train", "val", "test")])  # type: ignore[arg-type]
+    assert splits[0] == splits[1]
+
+
+def test_unreadable_images_may_be_left_out(image_folder: Write) -> None:
+    root = ten_classes(image_folder)
+    for i in range(3):
+        (root / f"c{i}" / "1.png").write_bytes(b"\x89PNG but not")
+    with pytest.warns(UnreadableImagesWarning, match="3 of 30 images cannot be read, and are left out"):
+        images = sets(root, on_unreadable="skip").load()
+    assert images.counts.tolist() == [2, 2, 2, 3, 3, 3, 3, 3, 3, 3]
+    assert images.uint8([0, 1])[:, 0, 0, 0].tolist() == [0, 2]
+    assert [images.name_of(i) for i in range(2)] == ["c0/0.png", "c0/2.png"]
+    refused(root, "3 of 30 images cannot be read")
+    with pytest.raises(ConfigError, match="on_unreadable is 'ignore'; allowed: 'error', 'skip'"):
+        sets(root, on_unreadable="ignore")
 
 
 # Pixels

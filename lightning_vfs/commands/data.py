@@ -1,0 +1,62 @@
+"""Show a folder of images as training sees it: classes, splits, what is passed over, and what a set looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+
+from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.data import FolderSets
+from lightning_vfs.data.module import SPLITS
+from lightning_vfs.data.pictures import sample_grid, save_png
+
+NAMES_SHOWN = 8
+
+
+def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
+    """Print what the data is, and draw rows of a support and the image that it is to condition, for each split.
+
+    Args:
+        data: the folder.
+        out: folder of the pictures, `train.png` and so on, which is made if need be.
+        num_classes: rows of a picture.
+
+    Raises:
+        ConfigError: `num_classes` is below 1.
+        DataError: what is wrong with the data.
+    """
+    if num_classes < 1:
+        raise ConfigError(f"--num_classes is {num_classes}; it must be at least 1.")
+    print(data.describe())
+    for split in (split for split in SPLITS if data.has_split(split)):
+        images = data.split(split)
+        names = ", ".join(images.class_names[:NAMES_SHOWN])
+        more = images.num_classes - NAMES_SHOWN
+        print(f"{split}: {names}{f' and {more:,} more' if more > 0 else ''}; {_sizes(images.counts)} images a class")
+        episodes = images.episodes(len(images), data.set_size - 1, 0)
+        _, first = np.unique(episodes.labels, return_index=True)
+        rows = np.sort(first)[:num_classes]
+        picture = sample_grid(images.float(episodes.supports[rows]), images.float(episodes.targets[rows])[:, None])
+        save_png(picture, out / f"{split}.png")
+        print(f"{split}: {out / f'{split}.png'} has {len(rows)} classes, each with a support and the image held out")
+    print(f"Train on it with: lightning-vfs fit --config configs/folders.yaml --data.root {data.root}")
+
+
+def _sizes(counts: np.ndarray) -> str:
+    least, most = int(counts.min()), int(counts.max())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def run(args: list[str]) -> None:
+    """Parse the arguments and show the data."""
+    parser = ArgumentParser(prog="lightning-vfs data", description=__doc__)
+    parser.add_argument("--out", type=str, default="data", help="Folder of the pictures.")
+    parser.add_argument("--num_classes", type=int, default=8, help="Rows of a picture.")
+    parser.add_class_arguments(FolderSets, None, help="The data, as --data.root and so on give it to `fit`.")
+    options = vars(parser.parse_args(args))
+    out, num_classes = Path(options.pop("out")).expanduser(), options.pop("num_classes")
+    torch.manual_seed(0)
+    show(FolderSets(**options), out, num_classes)

@@ -1,0 +1,26 @@
+"""lightning-vfs data: what training would see of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from lightning_vfs.cli import main
+
+
+def test_it_says_what_a_folder_holds_and_draws_sets(image_folder: Path, tmp_path: Path, capsys) -> None:
+    flags = [f"--root={image_folder}", "--image_size=8", "--split_fractions=[0.5,0.25,0.25]", f"--out={tmp_path}"]
+    assert main(["data", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "train 6 classes, 48 images; val 3 classes, 24 images; test 3 classes, 24 images; sets of 6 x 3 x 8" in out
+    assert "; 8 images a class" in out and f"--data.root {image_folder}" in out
+    for split, rows in (("train", 6), ("val", 3), ("test", 3)):
+        with Image.open(tmp_path / f"{split}.png") as picture:
+            # 5 images of a support, the line, and the image held out; 48 pixels a side and 2 around each
+            assert picture.size == (6 * 52 + 16 + 4, rows * 52 + 4)
+
+
+def test_a_wrong_folder_is_one_line(tmp_path: Path, capsys) -> None:
+    assert main(["data", f"--root={tmp_path / 'nothing'}"]) == 1
+    assert f"There is no {tmp_path / 'nothing'}" in capsys.readouterr().err
