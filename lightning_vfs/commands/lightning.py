@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -9,8 +10,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -67,8 +69,27 @@ class VFSCLI(LightningCLI):
             sys.argv = before
 
     def after_instantiate_classes(self) -> None:
+        self._check_mesh()
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def _check_mesh(self) -> None:
+        """Refuse sizes of ModelParallelStrategy that are not those of the run."""
+        trainer = self.trainer
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            return
+        given = self.config[self.subcommand]["trainer"]["strategy"]
+        options = given["init_args"] if isinstance(given, Namespace) else {}
+        sizes = {"data_parallel_size": trainer.num_nodes, "tensor_parallel_size": trainer.num_devices}  # if "auto"
+        sizes |= {name: options[name] for name in sizes if options.get(name, "auto") != "auto"}
+        ranks = trainer.num_nodes * trainer.num_devices
+        if math.prod(sizes.values()) != ranks:
+            raise ConfigError(
+                f"ModelParallelStrategy is given data_parallel_size {sizes['data_parallel_size']} and "
+                f"tensor_parallel_size {sizes['tensor_parallel_size']}, but the run has {ranks} processes "
+                f"(--trainer.devices {trainer.num_devices}, --trainer.num_nodes {trainer.num_nodes}): set "
+                f"--trainer.strategy.init_args.data_parallel_size {ranks}."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With a bar and a summary of ours, unless the configuration has others or turns them off.
@@ -79,6 +100,9 @@ class VFSCLI(LightningCLI):
         options = self.config_init[self.config_init["subcommand"]]["trainer"]
         given = options["callbacks"] or []
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        if options["logger"] is False and any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+            rank_zero_info("LearningRateMonitor is left out: with --trainer.logger false it has nowhere to write.")
         ours = (ProgressBar, RunProgressBar, "enable_progress_bar"), (ModelSummary, RunSummary, "enable_model_summary")
         for kind, own, flag in ours:
             wanted = options[flag] is not False and not options["barebones"]
@@ -142,9 +166,9 @@ class VFSCLI(LightningCLI):
         """A checkpoint's hyper-parameters meet the flags, and the contract decides."""
         config = self.config[self.subcommand]
         checkpoint = self._read = None
-        if self._checkpoint == LAST or self._checkpoint == LAST_IF_ANY:
-            found = last_checkpoint(self._checkpoint, self.subcommand, config["trainer"])
-            self._checkpoint = found and str(found)
+        if self._checkpoint in (LAST, LAST_IF_ANY):
+            found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
+            self._checkpoint = str(found) if found else None
             if found:
                 # The processes that this one starts may look when there is a newer one.
                 sys.argv.append(f"--ckpt_path={found}")

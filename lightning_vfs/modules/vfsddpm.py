@@ -44,7 +44,7 @@ from lightning_vfs.training.device import (
     set_matmul_precision,
     set_memory_format,
 )
-from lightning_vfs.training.logged_steps import logs_now
+from lightning_vfs.training.logged_steps import logs_now, total_steps
 from lightning_vfs.training.nonfinite import SetLosses, StepGuard
 from lightning_vfs.training.optimizer import (
     OptimizerConfig,
@@ -358,8 +358,8 @@ class VFSDDPM(SetContractModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
-        decay_steps = config.decay_steps or self.trainer.estimated_stepping_batches
-        if not 0 < decay_steps < float("inf"):
+        decay_steps = config.decay_steps or total_steps(self.trainer)
+        if decay_steps is None:
             raise ConfigError(
                 "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.optimizer.decay_steps."
