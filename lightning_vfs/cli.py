@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from lightning_vfs.core.errors import VFSError
+from lightning_vfs.core.errors import (
+    CheckpointError,
+    ClassMismatchError,
+    ConfigError,
+    NonFiniteLossError,
+    SetSizeMismatchError,
+    VFSError,
+)
 from lightning_vfs.version import __version__
 
 SUBCOMMANDS = {
@@ -19,6 +27,10 @@ SUBCOMMANDS = {
     "convert": "turn a checkpoint of Lightning or of the JAX system into another",
     "compare": "put two evaluations side by side, and say whether they are comparable",
 }
+
+ON_ALL_RANKS = (ConfigError, CheckpointError, SetSizeMismatchError, ClassMismatchError, NonFiniteLossError)
+"""Errors that all processes of a machine raise alike, for the same arguments and files or after they have compared: the
+first one prints them. Others may be of one process alone, such as that of an image which it reads."""
 
 HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
 
@@ -62,6 +74,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
                 VFSCLI(args)
     except VFSError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+        if first or not isinstance(error, ON_ALL_RANKS):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

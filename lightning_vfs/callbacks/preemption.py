@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.training.host_flag import HostFlag
+from lightning_vfs.training.logged_steps import ends_step
 from lightning_vfs.training.resuming import (
     begin_next_epoch,
     remember_last_save,
@@ -60,7 +61,7 @@ class PreemptionCheckpoint(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and trainer.fit_loop._should_accumulate():
+        if trainer.state.fn == TrainerFn.FITTING and not ends_step(trainer):
             rank_zero_warn(
                 f"The checkpoint of step {trainer.global_step} is written while gradients are accumulated for the next "
                 "one, and lacks them: a run that goes on from it will differ. Let ModelCheckpoint save by "
@@ -149,6 +150,7 @@ def _path(trainer: pl.Trainer) -> str:
 
 
 def _requeue_signal(trainer: pl.Trainer) -> signal.Signals | None:
+    # The strategy of a single device does not say its environment, which may be one that does not requeue.
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return environment.requeue_signal
@@ -157,7 +159,7 @@ def _requeue_signal(trainer: pl.Trainer) -> signal.Signals | None:
 
 def _is_child(trainer: pl.Trainer) -> bool:
     """Whether Lightning's first process started this one: it kills all of them when one exits with an error."""
-    environment = trainer._accelerator_connector.cluster_environment
+    environment = getattr(trainer.strategy, "cluster_environment", None)
     return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 

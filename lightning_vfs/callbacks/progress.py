@@ -12,12 +12,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lightning_vfs.core.progress import Lines, progress
-from lightning_vfs.training.logged_steps import logs_now
+from lightning_vfs.core.progress import Lines, on_terminal, progress
+from lightning_vfs.training.logged_steps import logs_now, total_steps
 
 
 class RunProgressBar(ProgressBar):
@@ -46,14 +45,15 @@ class RunProgressBar(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        tqdm.write(sep.join(map(str, args)), **kwargs)
+        with tqdm.external_write_mode(file=kwargs.get("file")):
+            print(*args, sep=sep, **kwargs)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {"epoch": trainer.current_epoch, **trainer.progress_bar_metrics}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and on_terminal():
             self._messages.enter_context(_above_bars())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -76,7 +76,7 @@ class RunProgressBar(ProgressBar):
         self._step = trainer.global_step
         self._logged = False
         if self._enabled:
-            self._training = progress("Training", _steps(trainer), "steps", initial=self._step, leave=True)
+            self._training = progress("Training", total_steps(trainer), "steps", initial=self._step, leave=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self._training is not None:
@@ -148,15 +148,6 @@ class RunProgressBar(ProgressBar):
         if self._evaluation is not None:
             self._evaluation.close()
             self._evaluation = None
-
-
-def _steps(trainer: pl.Trainer) -> float | None:
-    """Optimizer steps of the whole run, those before a resume included; None if it is not known."""
-    try:
-        steps = trainer.estimated_stepping_batches
-    except MisconfigurationException:  # accumulation that changes over epochs
-        steps = trainer.max_steps
-    return steps if steps > 0 else None
 
 
 @contextmanager

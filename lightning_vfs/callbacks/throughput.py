@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ThroughputMonitor
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_vfs.core.errors import ConfigError
@@ -17,10 +18,8 @@ from lightning_vfs.modules.cost import step_flops
 from lightning_vfs.modules.vfsddpm import VFSDDPM, images_of
 from lightning_vfs.training.logged_steps import logs_now
 
-_TRAINING = RunningStage.TRAINING
 
-
-class ThroughputCallback(ThroughputMonitor):
+class ThroughputCallback(Callback):
     """Log what training makes of the machine, every `log_every_n_steps` of the trainer, over the steps since the last.
 
     - `train/images_per_second_per_rank` and `train/images_per_second`, of all ranks.
@@ -45,27 +44,23 @@ class ThroughputCallback(ThroughputMonitor):
     """
 
     def __init__(self, max_data_wait_share: float = 0.2) -> None:
-        # Two entries of the window are the last two times of logging.
-        super().__init__(batch_size_fn=lambda batch: images_of(batch).shape[:2].numel(), window_size=2)
         if not 0 <= max_data_wait_share <= 1:
             raise ConfigError(
                 f"ThroughputCallback.max_data_wait_share is {max_data_wait_share}; it must be between 0 and 1."
             )
         self.max_data_wait_share = max_data_wait_share
 
-    # Lightning's own hooks act on rank zero alone; here the ranks compare what they have.
-
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._start(trainer)
-        self._flops = 0
+        self._peak_flops = get_available_flops(trainer.strategy.root_device, _compute_dtype(trainer))
+        self._images = self._flops = 0
+        self._paused = 0.0
         self._last: tuple[float, float] | None = None
         self._warned = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self._batches[_TRAINING] += 1
-        self._samples[_TRAINING] += self.batch_size_fn(batch)
+        self._images += images_of(batch).shape[:2].numel()
         self._flops += _flops(pl_module, batch)
         if logs_now(trainer):
             self._log(trainer, pl_module)
@@ -75,36 +70,26 @@ class ThroughputCallback(ThroughputMonitor):
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._t0s[_TRAINING] += _now(trainer) - self._pause
-
-    def _update(self, *_: Any) -> None:
-        """Validation, testing and prediction are not measured."""
-
-    def _compute(self, *_: Any) -> None:
-        """As `_update`."""
+            self._paused += _now(trainer) - self._pause
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the steps since the last time; collective."""
-        throughput, loader = self._throughputs[_TRAINING], trainer.train_dataloader
-        elapsed = _now(trainer) - self._t0s[_TRAINING]
-        throughput.update(
-            time=elapsed, batches=self._batches[_TRAINING], samples=self._samples[_TRAINING], flops=self._flops or None
-        )
-        self._flops = 0
-        waited = loader.waited if isinstance(loader, SetLoader) else 0.0
-        last, self._last = self._last, (elapsed, waited)
+        loader = trainer.train_dataloader
+        now, waited = _now(trainer) - self._paused, loader.waited if isinstance(loader, SetLoader) else 0.0
+        last, self._last = self._last, (now, waited)
+        images, flops, self._images, self._flops = self._images, self._flops, 0, 0
         peak = _peak_memory(trainer)
         if last is None:
             return
-        mine = torch.tensor([(waited - last[1]) / (elapsed - last[0]), peak], device=trainer.strategy.root_device)
+        seconds = now - last[0]
+        mine = torch.tensor([(waited - last[1]) / seconds, peak], device=trainer.strategy.root_device)
         share, peak = trainer.strategy.reduce(mine, reduce_op="max").tolist()
-        found = throughput.compute()
-        rate = found["device/samples_per_sec"]
+        rate = images / seconds
         figures = {"images_per_second_per_rank": rate, "images_per_second": rate * trainer.world_size}
-        if "device/flops_per_sec" in found:
-            figures["tflops_per_second_per_rank"] = found["device/flops_per_sec"] / 1e12
-        if "device/mfu" in found:
-            figures["mfu"] = found["device/mfu"]
+        if flops:
+            figures["tflops_per_second_per_rank"] = flops / seconds / 1e12
+        if flops and self._peak_flops:
+            figures["mfu"] = flops / seconds / self._peak_flops
         if isinstance(loader, SetLoader):
             figures["data_wait_share"] = share
             self._warn(share, loader)
@@ -121,6 +106,12 @@ class ThroughputCallback(ThroughputMonitor):
                 "helps: more of them (--data.num_workers), the cache of decoded images on a fast local disk "
                 "(--data.cache_dir), or fewer ranks on a machine whose processors are busy."
             )
+
+
+def _compute_dtype(trainer: pl.Trainer) -> torch.dtype:
+    """The type of most products in the trainer's precision, such as `bf16-mixed` or `transformer-engine`."""
+    types = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64, "transformer": torch.int8}
+    return types.get(str(trainer.precision).split("-")[0], torch.float32)
 
 
 def _now(trainer: pl.Trainer) -> float:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.training.checkpoints import read_checkpoint
+from lightning_vfs.training.ranks import gather_objects
 
 LAST, LAST_IF_ANY = "last", "last_if_any"
 
@@ -134,9 +135,10 @@ class SameCheckpoint(Callback):
         self.read = read
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        first = trainer.strategy.broadcast(self.read)
-        if not trainer.strategy.reduce_boolean_decision(first == self.read):
+        read = gather_objects(self.read)
+        if len(set(read)) > 1:
+            said = ", ".join(f"rank {rank} {what}" for rank, what in enumerate(read))
             raise CheckpointError(
-                f"The ranks have read different checkpoints: rank 0 {first}, rank {trainer.global_rank} {self.read}. "
-                "Wait until all nodes see the same files, or give the path of one of them."
+                f"The ranks have read different checkpoints: {said}. Wait until all nodes see the same files, or give "
+                "the path of one of them."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -9,8 +10,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -67,8 +69,27 @@ class VFSCLI(LightningCLI):
             sys.argv = before
 
     def after_instantiate_classes(self) -> None:
+        self._check_mesh()
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def _check_mesh(self) -> None:
+        """Refuse sizes of ModelParallelStrategy that are not those of the run."""
+        trainer = self.trainer
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            return
+        given = self.config[self.subcommand]["trainer"]["strategy"]
+        options = given["init_args"] if isinstance(given, Namespace) else {}
+        sizes = {"data_parallel_size": trainer.num_nodes, "tensor_parallel_size": trainer.num_devices}  # if "auto"
+        sizes |= {name: options[name] for name in sizes if options.get(name, "auto") != "auto"}
+        ranks = trainer.num_nodes * trainer.num_devices
+        if math.prod(sizes.values()) != ranks:
+            raise ConfigError(
+                f"ModelParallelStrategy is given data_parallel_size {sizes['data_parallel_size']} and "
+                f"tensor_parallel_size {sizes['tensor_parallel_size']}, but the run has {ranks} processes "
+                f"(--trainer.devices {trainer.num_devices}, --trainer.num_nodes {trainer.num_nodes}): set "
+                f"--trainer.strategy.init_args.data_parallel_size {ranks}."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With a bar and a summary of ours, unless the configuration has others or turns them off.
@@ -79,6 +100,9 @@ class VFSCLI(LightningCLI):
         options = self.config_init[self.config_init["subcommand"]]["trainer"]
         given = options["callbacks"] or []
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        if options["logger"] is False and any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+            rank_zero_info("LearningRateMonitor is left out: with --trainer.logger false it has nowhere to write.")
         ours = (ProgressBar, RunProgressBar, "enable_progress_bar"), (ModelSummary, RunSummary, "enable_model_summary")
         for kind, own, flag in ours:
             wanted = options[flag] is not False and not options["barebones"]
@@ -102,47 +126,58 @@ class VFSCLI(LightningCLI):
         checkpoint = f"; last checkpoint: {saved}" if saved else ""
         rank_zero_info(f"Trained to step {self.trainer.global_step}. Log: {folder}{checkpoint}")
 
+    def fit(self, **kwargs: Any) -> None:
+        self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
-        self.trainer.validate(verbose=False, **kwargs)
+        self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
-        self.trainer.test(verbose=False, **kwargs)
+        self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
-        self.trainer.predict(return_predictions=False, **kwargs)
+        self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        next(action for action in parser._actions if action.dest == "ckpt_path").help = HELP
-        return parser
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without its --ckpt_path: `add_arguments_to_parser` has another."""
+        return {name: {*skipped, "ckpt_path"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
+        # Set aside: Lightning would have the hyper-parameters of a checkpoint that it finds here win over all flags.
+        self._checkpoint: str | None = config["ckpt_path"]
+        config["ckpt_path"] = None
 
-    def _parse_ckpt_path(self) -> None:
-        """Lightning's hook where a checkpoint's hyper-parameters meet the flags; here the contract decides."""
-        config = self.config[self.config["subcommand"]]
+    def before_instantiate_classes(self) -> None:
+        """A checkpoint's hyper-parameters meet the flags, and the contract decides."""
+        config = self.config[self.subcommand]
         checkpoint = self._read = None
-        if config.get("ckpt_path") in (LAST, LAST_IF_ANY):
-            found = last_checkpoint(config["ckpt_path"], self.config["subcommand"], config["trainer"])
-            config["ckpt_path"] = found and str(found)
+        if self._checkpoint in (LAST, LAST_IF_ANY):
+            found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
+            self._checkpoint = str(found) if found else None
             if found:
                 # The processes that this one starts may look when there is a newer one.
                 sys.argv.append(f"--ckpt_path={found}")
         # `best` and `hpc` are found by the trainer; the model's load hook then checks them.
-        if config.get("ckpt_path") and config["ckpt_path"] not in ("best", "hpc"):
-            checkpoint = read_checkpoint(config["ckpt_path"])
-            self._read = f"{config['ckpt_path']} of step {checkpoint.get('global_step')}"
+        if self._checkpoint and self._checkpoint not in ("best", "hpc"):
+            checkpoint = read_checkpoint(self._checkpoint)
+            self._read = f"{self._checkpoint} of step {checkpoint.get('global_step')}"
             self._take_hyper_parameters(config["model"], checkpoint["hyper_parameters"])
+        config["ckpt_path"] = self._checkpoint
         data = config["data"]["init_args"]
         if checkpoint is None:
             self._refuse_contradicting_data(data)

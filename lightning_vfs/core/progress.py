@@ -62,6 +62,11 @@ class Lines:
         print(line, file=self._file, flush=True)
 
 
+def on_terminal() -> bool:
+    """Whether standard error is a terminal; a process without a console has none."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
@@ -75,7 +80,7 @@ def progress(
     leave: bool = False,
     disable: bool = False,
 ) -> tqdm | Lines:
-    """A bar on standard error where that is a terminal, else lines.
+    """A bar on standard error where that is a terminal, else lines; neither where there is no standard error.
 
     Args:
         doing: what is done.
@@ -86,9 +91,9 @@ def progress(
         leave: the bar stays when it is closed, in place of vanishing.
         disable: there is neither.
     """
-    if disable:
+    if disable or sys.stderr is None:
         return tqdm(disable=True)
-    terminal = sys.stderr.isatty()
+    terminal = on_terminal()
     if total is not None and math.isinf(total):
         total = None
     style = _ENDLESS if total is None else _BAR if terminal else _LINE

@@ -86,7 +86,7 @@ def _scheduler(model: VFSDDPM, optimizer: torch.optim.AdamW, step: int) -> torch
     """A schedule that has come to a step; its rates are made when the run goes on, which knows where it ends."""
     factor = functools.partial(warmup_cosine, warmup_steps=0, decay_steps=1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    scheduler.last_epoch, scheduler._step_count = step, step + 1
+    scheduler.last_epoch = step
     return scheduler
 
 

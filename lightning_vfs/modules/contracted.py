@@ -109,9 +109,9 @@ class SetContractModule(FewShotGenerator, ShardableModule):
 
     def _data_set_sizes(self) -> list[int]:
         """Images per set of the attached data module on all ranks, where it says, so that all ranks decide alike."""
-        if self._trainer is None:
+        if self.attached_trainer is None:
             return []
-        size = getattr(getattr(self._trainer, "datamodule", None), "set_size", None)
+        size = getattr(getattr(self.trainer, "datamodule", None), "set_size", None)
         return sorted({size for size in gather_objects(size) if size})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

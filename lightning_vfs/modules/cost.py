@@ -107,14 +107,13 @@ def _saved_bytes(
 ) -> Counter[NetworkBlock | None]:
     """Bytes that autograd saves in each block, and outside of blocks (None)."""
     sizes: Counter[NetworkBlock | None] = Counter()
-    # Holding on to the storages keeps their addresses apart.
-    seen: dict[int, Any] = {}
+    seen: set[torch.UntypedStorage] = set()
     current: list[NetworkBlock | None] = [None]
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen[storage._cdata] = storage
+        if storage not in seen:
+            seen.add(storage)
             sizes[current[0]] += storage.nbytes()
         return tensor
 
@@ -126,7 +125,7 @@ def _saved_bytes(
     # Fake tensors have a device, by which attention chooses its kernel, but no memory; those on meta have neither.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        seen |= {tensor.untyped_storage()._cdata: None for tensor in (*model.parameters(), *model.buffers())}
+        seen |= {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), autocast:
             _loss(model, sets, config.sets.set_size)

@@ -46,7 +46,7 @@ from lightning_vfs.training.device import (
     set_matmul_precision,
     set_memory_format,
 )
-from lightning_vfs.training.logged_steps import logs_now
+from lightning_vfs.training.logged_steps import logs_now, total_steps
 from lightning_vfs.training.nonfinite import SetLosses, StepGuard
 from lightning_vfs.training.optimizer import (
     OptimizerConfig,
@@ -172,7 +172,7 @@ class VFSDDPM(SetContractModule):
     def use_device(self, device: torch.device) -> None:
         """Set what is fastest on a device that the model is about to run on: see the two options of that name."""
         set_matmul_precision(device, self.hparams["float32_matmul_precision"])
-        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if self.attached_trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             # Weights that are not contiguous cannot be sharded.
             set_memory_format(self, device, self.hparams["channels_last"])
 
@@ -180,7 +180,7 @@ class VFSDDPM(SetContractModule):
         """Before a weight is copied: as `SetContractModule`, and go on from what is no weight."""
         super().on_load_checkpoint(checkpoint)
         averaged = "averaging_state" in checkpoint
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        fitting = self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         raw = averaging_of(self.trainer) is None if fitting else self.takes_raw_weights
         if averaged and fitting and raw:
             rank_zero_warn(
@@ -203,7 +203,7 @@ class VFSDDPM(SetContractModule):
             NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
         """
         self._guard.settle(self)
-        averaging = None if self._trainer is None else averaging_of(self._trainer)
+        averaging = None if self.attached_trainer is None else averaging_of(self.attached_trainer)
         if averaging is not None and "averaging_state" not in checkpoint:
             # Lightning does not ask callbacks where weights alone are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
@@ -364,7 +364,7 @@ class VFSDDPM(SetContractModule):
         if isinstance(batch, dict) and "index" in batch:
             return x_set, batch["index"], label
         # A plain loader gives no indices: epoch, batch and rank make one that no other set of the run has.
-        trainer = self._trainer
+        trainer = self.attached_trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         # Validation has the same numbers in every epoch, so that its losses can be compared.
         epoch = trainer.current_epoch if trainer and trainer.training else 0
@@ -373,8 +373,8 @@ class VFSDDPM(SetContractModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
-        decay_steps = config.decay_steps or self.trainer.estimated_stepping_batches
-        if not 0 < decay_steps < float("inf"):
+        decay_steps = config.decay_steps or total_steps(self.trainer)
+        if decay_steps is None:
             raise ConfigError(
                 "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.optimizer.decay_steps."

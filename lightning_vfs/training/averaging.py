@@ -10,11 +10,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.training.logged_steps import total_steps
 from lightning_vfs.training.precision import at_least_float32
 
 
@@ -151,6 +153,12 @@ class EMACallback(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._follow(pl_module)
         self._step = min(self._step, trainer.global_step)  # another trainer counts from 0
+        steps = total_steps(trainer)
+        if steps is not None and steps <= self.start_step:
+            rank_zero_warn(
+                f"EMACallback.start_step is {self.start_step}, but the run ends with step {steps}: there will be no "
+                f"average, and figures and pictures will be of the weights themselves. Set start_step below {steps}."
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if pl_module is not self._model:
@@ -237,10 +245,9 @@ class EMACallback(Callback):
         self._model, self.updates, self._step = pl_module, updates, step
         there = _tensors(pl_module)
         self._average = {
-            name: at_least_float32(value.detach()).clone()
-            for name, value in average.items()
-            if there[name].is_floating_point()
+            name: at_least_float32(value.detach()) for name, value in average.items() if there[name].is_floating_point()
         }
+        self._follow(pl_module)
 
 
 def _by_all_names(values: dict[str, Tensor], pl_module: pl.LightningModule) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,10 @@ class HostFlag:
         if self._arrival is not None:
             self._arrival.synchronize()
         return bool(self._flag.cpu().numpy())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which an event cannot be part of: the flag when it is there."""
+        return {"is_late": False, "_flag": torch.tensor(bool(self)), "_arrival": None}
 
     @staticmethod
     def _comes_late(flag: Tensor) -> bool:

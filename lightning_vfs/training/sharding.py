@@ -126,11 +126,19 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 class ShardableModule(pl.LightningModule):
     """A LightningModule that can be sharded, and whose checkpoints do not tell over how many ranks it was."""
 
+    @property
+    def attached_trainer(self) -> pl.Trainer | None:
+        """The trainer that it is in, if it is in one."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
     def configure_model(self) -> None:
         """Under Lightning's ModelParallelStrategy: shard this module over all ranks (FSDP2)."""
-        if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy) or is_sharded(self):
-            return
-        shard(self, self.trainer.strategy.device_mesh["data_parallel"], compile=self.hparams["compile"])
+        strategy = getattr(self.attached_trainer, "strategy", None)
+        if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self):
+            shard(self, strategy.device_mesh["data_parallel"], compile=self.hparams["compile"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Where the model is sharded: give a checkpoint its weights back, cut as the model's are.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 import traceback
 import warnings
@@ -17,7 +18,14 @@ import numpy as np
 import pytest
 import torch
 import tqdm
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vfs import VFSDDPM
@@ -31,11 +39,17 @@ class Terminal(io.StringIO):
         return True
 
 
+def write_to(monkeypatch: pytest.MonkeyPatch, file: io.StringIO) -> None:
+    """Make a file standard error for the bars; pytest puts its own into `sys` after the fixtures."""
+    for module in ("lightning_vfs.core.progress", "lightning_vfs.callbacks.progress"):
+        monkeypatch.setattr(f"{module}.sys", SimpleNamespace(stderr=file))
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Standard error, a terminal."""
     terminal = Terminal()
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=terminal))
+    write_to(monkeypatch, terminal)
     return terminal
 
 
@@ -43,14 +57,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Standard error, a file."""
     file = io.StringIO()
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=file))
+    write_to(monkeypatch, file)
     return file
 
 
 @pytest.fixture
 def lines(file: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Lines of every step in that file."""
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("lightning_vfs.core.progress.SECONDS_BETWEEN_LINES", 0.0)
     return lambda: file.getvalue().splitlines()
 
 
@@ -126,6 +140,29 @@ def test_epochs_are_counted_in_steps(tmp_path: Path, lines: Callable[[], list[st
     options = {"max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2}
     trainer_of(tmp_path, RunProgressBar(), **options).fit(VFSDDPM(CONFIG), datamodule=Patterns())
     assert counts(lines()) == [f"{step}/6 steps" for step in (0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)]
+
+
+def test_accumulation_that_changes_is_counted(tmp_path: Path, lines: Callable[[], list[str]]) -> None:
+    """Three epochs of four batches: one batch makes a step, then three, the last of an epoch alone."""
+    changing, model = GradientAccumulationScheduler({1: 3}), VFSDDPM(CONFIG, optimizer={"warmup_steps": 0})
+    trainer_of(tmp_path, RunProgressBar(), changing, max_steps=-1, max_epochs=3).fit(model, datamodule=Patterns())
+    assert counts(lines())[-1] == "8/8 steps"
+    assert model.lr_schedulers().lr_lambdas[0](8) == 0 < model.lr_schedulers().lr_lambdas[0](7)
+    shorter = trainer_of(tmp_path, RunProgressBar(), changing, max_steps=5, max_epochs=3)
+    shorter.fit(VFSDDPM(CONFIG), datamodule=Patterns())
+    assert counts(lines())[-1] == "5/5 steps"
+
+
+def test_a_process_without_a_console_has_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Prints(Callback):
+        def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.print("Training begins.")
+
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    trainer = trainer_of(tmp_path, RunProgressBar(), Prints(), max_steps=2)
+    trainer.fit(VFSDDPM(CONFIG), datamodule=Patterns())
+    assert trainer.global_step == 2
 
 
 def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path, lines: Callable[[], list[str]]) -> None:

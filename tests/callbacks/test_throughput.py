@@ -41,14 +41,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock, pixels = Clock(), ClassImages.pixels
+    clock, pixels = Clock(), ClassImages.float
 
     def fetch(self: ClassImages, members: Any) -> torch.Tensor:
         clock.fetch()
         return pixels(self, members)
 
     monkeypatch.setattr(time, "perf_counter", clock)
-    monkeypatch.setattr(ClassImages, "pixels", fetch)
+    monkeypatch.setattr(ClassImages, "float", fetch)
     return clock
 
 
@@ -119,7 +119,7 @@ def test_utilisation_is_the_share_of_the_devices_peak(
     fit: Callable, config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peak = 10 * step_flops(config, sets=4)
-    monkeypatch.setattr("lightning.pytorch.callbacks.throughput_monitor.get_available_flops", lambda *_: peak)
+    monkeypatch.setattr("lightning_vfs.callbacks.throughput.get_available_flops", lambda *_: peak)
     logged = fit(ThroughputCallback(max_data_wait_share=1.0))
     assert logged[4]["train/mfu"] == pytest.approx(0.1 / (FETCH + TRAIN))
 

@@ -225,3 +225,44 @@ def test_a_run_has_a_bar_and_a_summary(trained, config_file: Path, flags: list[s
     callbacks = cli.trainer.callbacks
     assert [type(callback) for callback in callbacks if isinstance(callback, ProgressBar)] == bars
     assert [type(callback) for callback in callbacks if isinstance(callback, ModelSummary)] == summaries
+
+
+# -- options of the trainer that do not go together -------------------------------------------------------------------
+
+
+def test_without_a_logger_there_is_no_monitor_of_the_learning_rate(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--trainer.logger=false", "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
+    assert main(["fit", f"--config={config_file}", *flags, "--trainer.max_steps=1"]) == 0
+    assert "LearningRateMonitor is left out: with --trainer.logger false it has nowhere to write." in caplog.text
+    assert (tmp_path / "checkpoints/last.ckpt").is_file()
+
+
+STRATEGY = "--trainer.strategy"
+
+
+@pytest.mark.parametrize("sizes", [(3, 1), ("auto", 3)])
+def test_a_mesh_of_another_size_than_the_run_is_refused(config_file: Path, capsys, sizes: tuple) -> None:
+    names = ("data_parallel_size", "tensor_parallel_size")
+    flags = [f"{STRATEGY}.init_args.{name}={size}" for name, size in zip(names, sizes, strict=True)]
+    strategy = f"{STRATEGY}=lightning.pytorch.strategies.ModelParallelStrategy"
+    assert main(["fit", f"--config={config_file}", strategy, *flags, "--trainer.devices=2"]) == 1
+    said = capsys.readouterr().err
+    assert "3" in said and "but the run has 2 processes (--trainer.devices 2, --trainer.num_nodes 1)" in said
+    assert f"set {STRATEGY}.init_args.data_parallel_size 2" in said
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "SLURM_LOCALID"])
+def test_what_all_processes_of_a_machine_meet_is_said_once(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str
+) -> None:
+    """What one of them may meet alone is said by each."""
+    fit = ["fit", f"--config={config_file}"]
+    for rank, times in (("0", 1), ("1", 0)):
+        monkeypatch.setenv(name, rank)
+        assert main([*fit, f"--ckpt_path={tmp_path / 'missing.ckpt'}"]) == 1
+        assert capsys.readouterr().err.count("CheckpointError: There is no checkpoint") == times
+        assert main([*fit, f"--data.root={tmp_path / 'missing'}"]) == 1
+        assert capsys.readouterr().err.count("DataError: ") == 1

@@ -143,19 +143,11 @@ def test_other_processes_are_started_with_what_was_found(command, put, monkeypat
     assert started_with[0][-1] == f"--ckpt_path={newest}"
 
 
-def test_ranks_that_read_different_checkpoints_are_told_so() -> None:
-    class Strategy:
-        """Of rank 1, where rank 0 has read a."""
-
-        def broadcast(self, mine: str) -> str:
-            return "a of step 5"
-
-        def reduce_boolean_decision(self, agrees: bool) -> bool:
-            return agrees
-
-    class Rank1:
-        strategy, global_rank = Strategy(), 1
-
-    SameCheckpoint("a of step 5").setup(Rank1, None, "fit")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_read_different_checkpoints_are_told_so(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ["a of step 5", "a of step 5"]
+    monkeypatch.setattr("lightning_vfs.commands.last_checkpoint.gather_objects", lambda mine: read)
+    SameCheckpoint(read[rank]).setup(None, None, "fit")
+    read[1] = "a of step 4"
     with pytest.raises(CheckpointError, match="rank 0 a of step 5, rank 1 a of step 4"):
-        SameCheckpoint("a of step 4").setup(Rank1, None, "fit")
+        SameCheckpoint(read[rank]).setup(None, None, "fit")

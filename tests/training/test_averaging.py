@@ -1,6 +1,8 @@
 """The averaged weights are evaluated: whatever the order of callbacks, in every hook, but never before they exist."""
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_vfs import VFSDDPM
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import ConfigError
+from tests.simulated_gpu import simulated_gpu
 
 
 def average(path, decay=0.5):
@@ -364,3 +367,24 @@ def test_frozen_parameters_and_buffers_stay_as_they_are(trainer, painter, data):
     model.register_buffer("count", torch.tensor(3))
     trainer(ema()).fit(model, datamodule=data())
     assert (model.frozen.item(), model.count.item()) == (2.0, 3)
+
+
+def test_a_start_that_is_never_reached_is_warned_of(trainer, painter, data):
+    with pytest.warns(UserWarning, match=r"start_step is 8, but the run ends with step 8: there will be no average"):
+        trainer(ema(start_step=8)).fit(painter(), datamodule=data())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="EMACallback")
+        trainer(ema(start_step=7)).fit(painter(), datamodule=data())
+
+
+def test_a_checkpoint_that_is_restored_amid_training_has_its_average_where_the_weights_are(config):
+    """As after a search for a learning rate: nothing else moves it before the next update."""
+    model, averaging = VFSDDPM(config), ema()
+    average = {name: value + 1 for name, value in model.state_dict().items()}
+    with simulated_gpu(), torch.no_grad():
+        model.to("cuda")
+        averaging.start_from(model, average, updates=3, step=3)
+        averaging._update(SimpleNamespace(global_step=4), model)
+        kept = {name: value.cpu() for name, value in averaging._average.items()}
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(kept[name], value.values.detach() + 0.5)

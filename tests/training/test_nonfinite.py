@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -207,6 +210,35 @@ def test_a_step_reads_no_tensor(images: Path, late: bool) -> None:
     trainer.fit(model, datamodule=data_of(images, 5))
     assert model.counts == [0] * 6
     assert trainer.callback_metrics["train/skipped_steps"] == 1
+
+
+class Arrival:
+    """As an event of CUDA, it cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Copies(Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.copy = copy.deepcopy(pl_module)
+
+
+@pytest.mark.parametrize("late", [True], indirect=True)
+def test_a_model_can_be_copied_amid_training(images: Path, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the host does not know yet whether the last step was finite."""
+
+    def with_event(flag: HostFlag, value: Tensor) -> None:
+        init(flag, value)
+        flag._arrival = Arrival()
+
+    init, copies = HostFlag.__init__, Copies()
+    monkeypatch.setattr(HostFlag, "__init__", with_event)
+    trainer_of(max_steps=1, callbacks=[copies]).fit(model_of(skip=True), datamodule=data_of(images, 5))
+    assert not copies.copy._guard.settle(copies.copy)
 
 
 def test_gradients_alone_can_be_bad(images: Path) -> None:
