@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 # One run, picture, evaluation and resume of every kind.
 SMOKE := tests/commands/test_cli.py tests/commands/test_sample.py tests/commands/test_evaluate.py tests/commands/test_resume.py tests/core tests/interop
 
-.PHONY: install quickstart test test-isa test-lowest test-slow test-gpu lint
+.PHONY: install quickstart test test-isa test-lowest test-slow test-gpu docs lint
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,18 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-# The site of the documentation, in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 install: $(VENV)/.installed
@@ -69,7 +81,11 @@ test-slow: $(VENV)/.installed-test
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
 
-lint: $(VENV)/.installed-test
+# The site of the documentation, in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
