@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 # One run, picture, evaluation and resume of every kind.
 SMOKE := tests/commands/test_cli.py tests/commands/test_sample.py tests/commands/test_evaluate.py tests/commands/test_resume.py tests/core tests/interop
 
-.PHONY: install quickstart test test-isa test-lowest test-slow test-gpu docs lint
+.PHONY: install quickstart test test-isa test-lowest test-slow test-wheel test-gpu docs lint
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-# The site of the documentation, in site/. A link that leads nowhere is an error.
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
@@ -78,12 +78,16 @@ test-lowest: $(LOWEST)/.installed
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+# The wheel, installed outside the checkout.
+test-wheel: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
+
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
 
 # The site of the documentation, in site/. A link that leads nowhere is an error.
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

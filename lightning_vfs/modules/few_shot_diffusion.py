@@ -167,7 +167,8 @@ class FewShotDiffusion(nn.Module):
             latent_noise: for a variational context: standard normal (b*n, *config.encoded_shape), with a discrete one
                 uniform in [0, 1), shaped like its logits: (b*n, ..., codebook_groups, codebook_size).
             latents: `latents(x_set)`, for models that diffuse them.
-            shots, label: as in `context`.
+            shots: as in `context`.
+            label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
             dropout_key: int64 (b, n, 2), random numbers that dropout in encoder and denoiser follows, in training.
 
