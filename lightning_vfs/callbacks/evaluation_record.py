@@ -69,7 +69,7 @@ def write_record(
         sampling=SamplingRecord(
             sampler=sampling.sampler,
             steps=sampling.steps,
-            eta=sampling.eta if sampling.sampler == "ddim" else None,
+            eta=sampling.eta if sampling.takes_eta else None,
             guidance=sampling.guidance_scale if sampling.is_guided else None,
             guidance_interval=sampling.guidance_interval if sampling.is_guided else None,
             shots=shots,

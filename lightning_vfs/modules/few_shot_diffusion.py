@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lightning_vfs.core import requests
+from lightning_vfs.core.checks import choose
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
@@ -48,8 +49,8 @@ class FewShotDiffusion(nn.Module):
         super().__init__()
         encoder = config.encoder
         self.config = config
-        self.encoder = ENCODERS[encoder.architecture](config) if encoder.architecture in ENCODERS else None
-        self.denoiser = DENOISERS[config.denoiser.architecture](config)
+        self.encoder = None if encoder.condition is None else choose(encoder.architecture, ENCODERS)(config)
+        self.denoiser = choose(config.denoiser.architecture, DENOISERS)(config)
         self.posterior = POSTERIORS[encoder.context](config) if encoder.context in POSTERIORS else None
         self.null_context = nn.Parameter(torch.zeros(encoder.context_dim)) if encoder.context_dropout else None
         self.diffusion = GaussianDiffusion(config.diffusion)
