@@ -16,11 +16,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-$(VENV)/.installed-# The site of the documentation, in site/. A link that leads nowhere is an error.
-docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-
-lint: $(VENV)/.installed-lint
+$(VENV)/.installed-lint: $(VENV)/.installed-lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
 	touch $@
 

@@ -102,4 +102,4 @@ def test_the_readmes_first_commands_run_from_the_wheel(environment: Path, tmp_pa
     checkpoint = "runs/glyphs/version_0/checkpoints/last.ckpt"
     sample = ["--ckpt_path", checkpoint, "--support", "support", "--num_images", 2, "--steps", 2, "--out", "out"]
     run(environment / "lightning-vfs", "sample", *sample, cwd=tmp_path)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png", "grid.png"]
+    assert {"0000.png", "0001.png", "grid.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
