@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_vfs"
 OPTIONAL = {
+    "pillow_heif": "heic",
     "huggingface_hub": "hub",
     "tensorstore": "jax-import",
     "msgpack": "jax-import",
@@ -59,7 +60,7 @@ def test_every_import_is_declared_and_nothing_else_is(setup_cfg: ConfigParser) -
     modules = {module for file in PACKAGE.rglob("*.py") for module in imported(file)}
     modules -= {*sys.stdlib_module_names, "lightning_vfs"}
     distributions = packages_distributions()
-    names = {module: {normalized(name) for name in distributions[module]} for module in modules}
+    names = {module: {normalized(name) for name in distributions.get(module, [module])} for module in modules}
     for module in modules:
         section, option = (
             ("options.extras_require", OPTIONAL[module]) if module in OPTIONAL else ("options", "install_requires")
