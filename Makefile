@@ -5,7 +5,7 @@ LOWEST := .venv-lowest
 # One run, picture, evaluation and resume of every kind.
 SMOKE := tests/commands/test_cli.py tests/commands/test_sample.py tests/commands/test_evaluate.py tests/commands/test_resume.py tests/core tests/interop
 
-.PHONY: install quickstart test test-isa test-lowest test-slow test-gpu lint
+.PHONY: install quickstart test test-isa test-lowest test-slow test-wheel test-gpu docs lint
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 install: $(VENV)/.installed
@@ -66,10 +74,18 @@ test-lowest: $(LOWEST)/.installed
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+# The wheel, installed outside the checkout.
+test-wheel: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
+
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
 
-lint: $(VENV)/.installed-test
+# The site of the documentation, in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

@@ -44,7 +44,9 @@ options:
   --version    show the version
 
 Every subcommand explains itself: lightning-vfs SUBCOMMAND --help
-Start with:  lightning-vfs fit --config configs/glyphs.yaml
+--config takes a file, or the name of a configuration that comes with the package, such as
+glyphs, folders, unet, baselines/unconditional or scale/one_node (a wrong name lists them all).
+Start with:  lightning-vfs fit --config glyphs
 """
 
 
@@ -61,9 +63,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if name not in SUBCOMMANDS:
         print(f"lightning-vfs: there is no subcommand {name!r}; take one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
         return 2
+    from lightning_vfs.commands import configurations
     from lightning_vfs.commands.quiet import quiet
 
     try:
+        rest = configurations.resolve(rest)
         with quiet(training=name == "fit"):
             if name in ("evaluate", "data", "sample", "convert", "compare"):
                 from importlib import import_module
@@ -72,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
             else:
                 from lightning_vfs.commands.lightning import VFSCLI
 
-                VFSCLI(args)
+                VFSCLI([name, *rest])
     except VFSError as error:
         first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
         if first or not isinstance(error, ON_ALL_RANKS):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_vfs.cli import main
+from lightning_vfs.commands import configurations
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,6 +69,7 @@ def test_the_readme_has_commands() -> None:
 
 def test_readme_commands_run_in_order(user_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(user_folder)
+    monkeypatch.setattr(configurations, "FOLDER", user_folder / "configs")
     for line in COMMANDS:
         program, *args = shlex.split(line)
         if program == "make":
@@ -77,8 +79,12 @@ def test_readme_commands_run_in_order(user_folder: Path, monkeypatch: pytest.Mon
             continue  # needs processes of its own: test_training_on_two_ranks
         if args[0] == "fit":
             args += SMALLER
+            if "glyphs" in args:
+                args += ["--data.image_size=16"]
             if "--ckpt_path" in args:
                 args += ["--trainer.max_steps=4", "--trainer.max_epochs=-1"]
+        if args[0] == "predict":
+            args += ["--trainer.accelerator=cpu", "--data.eval_sets=2"]
         if args[0] == "test":
             args += ["--trainer.accelerator=cpu"]
         if args[0] == "evaluate":
@@ -103,8 +109,9 @@ def test_training_on_two_ranks(user_folder: Path) -> None:
     (line,) = (line for line in COMMANDS if "ddp" in line)
     _, *args = shlex.split(line)
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_vfs", *args, *SMALLER, "--data.image_size=16"],
+        [sys.executable, "-m", "lightning_vfs", *args, *SMALLER, "--data.image_size=16",
+         "--trainer.logger.init_args.name=ddp"],
         cwd=user_folder, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (user_folder / "runs" / "glyphs" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+    assert (user_folder / "runs" / "ddp" / "version_0" / "checkpoints" / "last.ckpt").is_file()

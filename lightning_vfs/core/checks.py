@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning_vfs.core.errors import ConfigError
 
 
 def check_choices(config: Any) -> None:
-    """Raise ConfigError for a field whose value is not among its Literal's choices."""
+    """Raise ConfigError for a field whose value is not among its Literal's choices, or, of `Literal | str`, a path."""
     for name, hint in get_type_hints(type(config)).items():
-        choices = get_args(hint)
+        takes_path = str in get_args(hint)
+        literal = get_args(hint)[0] if takes_path else hint
         value = getattr(config, name)
-        if get_origin(hint) is Literal and value not in choices:
-            allowed = ", ".join(map(repr, choices))
-            raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}.")
+        if get_origin(literal) is not Literal or value in get_args(literal) or (takes_path and is_path(value)):
+            continue
+        allowed = ", ".join(map(repr, get_args(literal)))
+        or_path = ", or the path of one of your own, such as 'my_package.MyOwn'" if takes_path else ""
+        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}{or_path}.")
+
+
+def is_path(name: str) -> bool:
+    """Whether a choice is the import path of something outside this package, such as `my_package.MyEncoder`."""
+    return "." in name
+
+
+def check_options(config: Any) -> None:
+    """Raise ConfigError for options beside an architecture of this package, which has fields of its own."""
+    if config.options and not is_path(config.architecture):
+        raise ConfigError(
+            f"{type(config).__name__}.options is {config.options!r}, but architecture is {config.architecture!r}, and "
+            "options are for the path of a class of your own: leave it out."
+        )
+
+
+def choose(name: str, choices: Mapping[str, Any]) -> Any:
+    """What a name stands for: one of the choices, or what its import path leads to.
+
+    Raises:
+        ConfigError: nothing can be imported from that path.
+    """
+    if not is_path(name):
+        return choices[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{name} cannot be imported ({error}): give the path as in Python, package.module.Name, of something that "
+            "is installed or in PYTHONPATH."
+        ) from error
 
 
 def check_whole_number(name: str, value: Any, minimum: int, or_none: bool = False) -> None:

@@ -112,7 +112,7 @@ class VFSConfig:
             self._check_levels(self.encoder, self.encoder_size)
         if self.denoiser.architecture == "dit":
             self._check_patches(self.denoiser, self.padded_size, self.denoiser.pad)
-        else:
+        elif self.denoiser.architecture == "unet":
             self._check_levels(self.denoiser, self.denoiser_size)
         if self.denoiser.conditioning == "lag":
             self._check_tokens()
@@ -160,6 +160,14 @@ class VFSConfig:
                 f"DenoiserConfig.conditioning is 'lag', but encoder.architecture {encoder.architecture!r} makes no "
                 "tokens to attend to: set conditioning to 'film'."
             )
+        if encoder.architecture not in POOLS:
+            if wanted < 2:
+                raise ConfigError(
+                    f"DenoiserConfig.conditioning is 'lag' and context_tokens is {wanted}, but how many tokens "
+                    f"{encoder.architecture} makes is not known here: set context_tokens to 2 or more, and to a number "
+                    "that divides them."
+                )
+            return
         if encoder.pool not in TOKEN_POOLS:
             tokens = [pool for pool in POOLS[encoder.architecture] if pool in TOKEN_POOLS]
             raise ConfigError(
@@ -224,7 +232,7 @@ class VFSConfig:
     def encoder_tokens(self) -> int:
         """Tokens that the encoder makes of a full set before `film` takes their mean; 1 where it pools them itself."""
         encoder = self.encoder
-        if not encoder.takes_support or encoder.pool not in TOKEN_POOLS:
+        if encoder.architecture not in POOLS or encoder.pool not in TOKEN_POOLS:
             return 1
         if encoder.architecture == "unet":
             return (self.encoder_size >> (len(encoder.channel_mult) - 1)) ** 2

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices, check_mlp, check_unet
+from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices, check_mlp, check_options, check_unet
 from lightning_vfs.core.errors import ConfigError
 
-DenoiserArchitecture = Literal["dit", "unet"]
+DenoiserArchitecture = Literal["dit", "unet"] | str
 Conditioning = Literal["film", "lag"]
 Film = Literal["add", "concat"]
 
@@ -18,8 +18,9 @@ class DenoiserConfig:
     """The denoiser: predicts from the noisy image, the timestep and the context.
 
     Args:
-        architecture: `dit` (a transformer over the patches of the noisy image, modulated by adaLN-Zero) or `unet`
-            (residual blocks over feature maps of falling and rising resolution, as guided-diffusion's).
+        architecture: `dit` (a transformer over the patches of the noisy image, modulated by adaLN-Zero), `unet`
+            (residual blocks over feature maps of falling and rising resolution, as guided-diffusion's), or the path of
+            a class of your own (CONTRIBUTING.md).
         dim: of a `dit`, width of the tokens; a multiple of 4 (sine-cosine positions) and of `heads`.
         depth: of a `dit`, transformer blocks.
         heads: attention heads.
@@ -44,6 +45,7 @@ class DenoiserConfig:
         attention_resolutions: of a `unet`, heights of the feature maps with attention; the smallest map always has.
         scale_shift_norm: of a `unet`, the embedding scales and shifts the normalised features (else it is added).
         resblock_updown: of a `unet`, residual blocks change the resolution (else convolutions do).
+        options: of a class of your own, plain values by name.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -68,6 +70,7 @@ class DenoiserConfig:
     attention_resolutions: tuple[int, ...] = ()
     scale_shift_norm: bool = True
     resblock_updown: bool = False
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         as_tuples(self, "cross_attention_layers", "channel_mult", "attention_resolutions")
@@ -75,6 +78,7 @@ class DenoiserConfig:
         check_at_least(self, 1, "dim", "depth", "heads", "patch_size")
         check_at_least(self, 0, "pad", "context_tokens")
         check_mlp(self)
+        check_options(self)
         if self.architecture == "unet":
             check_unet(self)
             for option in ("pad", "normalize_condition", "cross_attention_layers"):
@@ -83,7 +87,7 @@ class DenoiserConfig:
                         f"DenoiserConfig.{option} is {getattr(self, option)!r}, but it is an option of a 'dit' alone, "
                         "and architecture is 'unet': leave it out."
                     )
-        elif self.dim % 4 or self.dim % self.heads:
+        elif self.architecture == "dit" and (self.dim % 4 or self.dim % self.heads):
             raise ConfigError(
                 f"DenoiserConfig.dim is {self.dim} with {self.heads} heads; "
                 "it must be a multiple of 4 and of the number of heads."

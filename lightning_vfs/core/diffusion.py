@@ -206,7 +206,8 @@ class GaussianDiffusion:
         """x at step t_prev from x_t (Song et al. 2021, eq. 12 and 16); t_prev = -1 is the clean image.
 
         Args:
-            t, t_prev: int (b,), t_prev below t.
+            t: int (b,), steps of x_t.
+            t_prev: int (b,), below t.
             eta: 0 for the deterministic DDIM, 1 for the variance of DDPM.
             noise: (b, c, h, w), needed when eta is above 0.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lightning_vfs.core.checks import (
     as_tuples,
@@ -11,11 +11,12 @@ from lightning_vfs.core.checks import (
     check_choices,
     check_fraction,
     check_mlp,
+    check_options,
     check_unet,
 )
 from lightning_vfs.core.errors import ConfigError
 
-EncoderArchitecture = Literal["set_vit", "vit", "unet", "class_label", "none"]
+EncoderArchitecture = Literal["set_vit", "vit", "unet", "class_label", "none"] | str
 Tokenizer = Literal["stack", "per_image_mean", "per_slot_mean"]
 Pool = Literal["cls", "mean", "sum", "patches", "mean_patch", "sum_patch", "agg", "none"]
 TimeToken = Literal["none", "zero", "timestep"]
@@ -40,7 +41,7 @@ class EncoderConfig:
         architecture: `set_vit` (sViT: a transformer with LSA over the patches of a stacked set), `vit` (a transformer
             over the patches of all images of the set together), `unet` (the encoder half of a UNet for every image,
             then the mean over the set), `class_label` (an embedding of training classes: the class-conditional
-            baseline) or `none` (the unconditional baseline).
+            baseline), `none` (the unconditional baseline), or the path of a class of your own (CONTRIBUTING.md).
         dim: width of the tokens and of the context.
         depth: transformer layers.
         heads: attention heads.
@@ -74,6 +75,7 @@ class EncoderConfig:
         channel_mult: of a `unet`, width of every level over `channels`; each level halves the resolution.
         num_res_blocks: of a `unet`, residual blocks of every level.
         attention_resolutions: of a `unet`, heights of the feature maps with self-attention.
+        options: of a class of your own, plain values by name.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -104,6 +106,7 @@ class EncoderConfig:
     channel_mult: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         as_tuples(self, "channel_mult", "attention_resolutions")
@@ -136,7 +139,8 @@ class EncoderConfig:
     def _check_architecture(self) -> None:
         """Refuse options that the architecture cannot have."""
         name = f"EncoderConfig.architecture is {self.architecture!r}"
-        if self.takes_support and self.pool not in POOLS[self.architecture]:
+        check_options(self)
+        if self.architecture in POOLS and self.pool not in POOLS[self.architecture]:
             raise ConfigError(
                 f"{name}, and its pool is {self.pool!r}; it can pool by "
                 f"{', '.join(map(repr, POOLS[self.architecture]))}."
@@ -170,12 +174,12 @@ class EncoderConfig:
         """What a generated image is conditioned on; None for an unconditional model."""
         if self.architecture == "class_label":
             return "label"
-        return "support" if self.architecture in POOLS else None
+        return None if self.architecture == "none" else "support"
 
     @property
     def takes_support(self) -> bool:
         """Whether the context is made of a set of images; the baselines' is not."""
-        return self.architecture in POOLS
+        return self.condition == "support"
 
     @property
     def output_dim(self) -> int:

@@ -16,7 +16,8 @@ def guided(
     Ho and Salimans 2022, eq. 6, whose w is `scale` - 1. A scale of 1 gives `conditional` to the bit.
 
     Args:
-        conditional, unconditional: model outputs with and without the condition, (b, channels or 2 * channels, h, w).
+        conditional: model output with the condition, (b, channels or 2 * channels, h, w).
+        unconditional: model output without it, of the same shape.
         scale: a float, or a scalar of the outputs' array library.
         channels: of the images. A learned variance, in the channels behind them, is the conditional one.
     """

@@ -9,6 +9,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
+from lightning_vfs.core.checks import choose
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
@@ -19,6 +20,50 @@ Loop = Callable[[Callable[[Any, Any], Any], Sequence[int], Any], Any]
 The state is an array, or a tuple of arrays of constant shapes.
 """
 
+Noise = Callable[[Any], Any]
+"""step -> standard normal noise (b, c, h, w)."""
+
+Model = Callable[[Any, Any], tuple[Any, Any]]
+"""(x, step) -> the model's output, and `step` as int (b,): an index of the process that is walked."""
+
+
+def ddpm(model: Model, x_T: Any, diffusion: GaussianDiffusion, eta: float, noise: Noise, loop: Loop) -> Any:  # noqa: N803
+    """Ancestral sampling (Ho et al. 2020)."""
+
+    def step(x: Any, i: Any) -> Any:
+        output, t = model(x, i)
+        return diffusion.ddpm_step(output, x, t, noise(i))
+
+    return loop(step, _steps(diffusion), x_T)
+
+
+def ddim(model: Model, x_T: Any, diffusion: GaussianDiffusion, eta: float, noise: Noise, loop: Loop) -> Any:  # noqa: N803
+    """Song et al. 2021; deterministic with an eta of 0."""
+
+    def step(x: Any, i: Any) -> Any:
+        output, t = model(x, i)
+        return diffusion.ddim_step(output, x, t, t - 1, eta, noise(i) if eta > 0 else None)
+
+    return loop(step, _steps(diffusion), x_T)
+
+
+def dpmpp_2m(model: Model, x_T: Any, diffusion: GaussianDiffusion, eta: float, noise: Noise, loop: Loop) -> Any:  # noqa: N803
+    """DPM-Solver++(2M) (Lu et al. 2022b), deterministic."""
+
+    def step(state: tuple[Any, Any], i: Any) -> tuple[Any, Any]:
+        x, x_0_before = state
+        output, t = model(x, i)
+        return diffusion.dpmpp_2m_step(output, x, t, x_0_before)
+
+    return loop(step, _steps(diffusion), (x_T, array_namespace(x_T).zeros_like(x_T)))[0]
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+
+
+def _steps(diffusion: GaussianDiffusion) -> Sequence[int]:
+    return range(diffusion.num_steps)[::-1]
+
 
 def sample(
     denoise: Callable[[Any, Any, Any], Any],
@@ -26,7 +71,7 @@ def sample(
     diffusion: GaussianDiffusion,
     sampler: SamplerName = "ddim",
     eta: float = 0.0,
-    noise: Callable[[Any], Any] | None = None,
+    noise: Noise | None = None,
     loop: Loop = functools.reduce,
 ) -> Float[Any, "b c h w"]:
     """Images (b, c, h, w) from noise, by walking the reverse process.
@@ -36,9 +81,9 @@ def sample(
             `diffusion.timesteps`, counts the steps that are taken, down to 0: what `loop` gives, as a rule an int.
         x_T: standard normal noise (b, c, h, w).
         diffusion: the process over the steps to take (`GaussianDiffusion.respaced`).
-        sampler: `ddpm` (ancestral), `ddim`, or `dpmpp_2m` (DPM-Solver++(2M), deterministic).
-        eta: of DDIM; 0 is deterministic.
-        noise: step -> standard normal noise (b, c, h, w); needed by `ddpm`, and by `ddim` with eta above 0.
+        sampler: a name of SAMPLERS, or the path of a function like those.
+        eta: of DDIM, or of a function of your own; 0 is deterministic.
+        noise: step -> standard normal noise (b, c, h, w); `ddim` with an eta of 0 and `dpmpp_2m` do without.
         loop: what walks the steps; under jax.jit one by `lax.scan`, which compiles a step once.
 
     Raises:
@@ -46,8 +91,11 @@ def sample(
             the sampler needs it.
     """
     SamplingConfig(diffusion.num_steps, sampler, eta)  # refuses what cannot be
-    if noise is None and (sampler == "ddpm" or eta > 0):
+    walk = choose(sampler, SAMPLERS)
+
+    def refuse(step: Any) -> Any:
         raise ConfigError(f"Sampler {sampler} with eta {eta} draws noise at every step: give it `noise`.")
+
     xp = array_namespace(x_T)
     diffusion = diffusion.on(x_T)
 
@@ -55,20 +103,4 @@ def sample(
         t = xp.full((x.shape[0],), step, device=device(x))
         return denoise(x, xp.take(diffusion.timesteps, t, axis=0), step), t
 
-    def ddpm(x: Any, step: Any) -> Any:
-        output, t = model(x, step)
-        return diffusion.ddpm_step(output, x, t, noise(step))  # type: ignore[misc]
-
-    def ddim(x: Any, step: Any) -> Any:
-        output, t = model(x, step)
-        return diffusion.ddim_step(output, x, t, t - 1, eta, noise(step) if eta > 0 else None)  # type: ignore[misc]
-
-    def dpmpp_2m(state: tuple[Any, Any], step: Any) -> tuple[Any, Any]:
-        x, x_0_before = state
-        output, t = model(x, step)
-        return diffusion.dpmpp_2m_step(output, x, t, x_0_before)
-
-    steps = range(diffusion.num_steps)[::-1]
-    if sampler == "dpmpp_2m":
-        return loop(dpmpp_2m, steps, (x_T, xp.zeros_like(x_T)))[0]
-    return loop(ddpm if sampler == "ddpm" else ddim, steps, x_T)
+    return walk(model, x_T, diffusion, eta, noise or refuse, loop)

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices
+from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices, is_path
 from lightning_vfs.core.errors import ConfigError
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"] | str
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class SamplingConfig:
 
     Args:
         steps: timesteps of the process that are taken.
-        sampler: `ddpm` (ancestral; Ho et al. 2020), `ddim` (Song et al. 2021), or `dpmpp_2m` (DPM-Solver++(2M),
-            deterministic and of second order; Lu et al. 2022b).
-        eta: of `ddim`; 0 is deterministic, 1 as noisy as `ddpm`.
+        sampler: `ddpm` (ancestral; Ho et al. 2020), `ddim` (Song et al. 2021), `dpmpp_2m` (DPM-Solver++(2M),
+            deterministic and of second order; Lu et al. 2022b), or the path of a function of your own (see
+            CONTRIBUTING.md).
+        eta: of `ddim`, and of a function of your own; 0 is deterministic, 1 as noisy as `ddpm`.
         guidance_scale: classifier-free guidance; 1 is none, above 1 the support weighs more, 0 leaves it out.
         guidance_interval: timesteps `low` to below `high`, of the full process, that are guided; all by default.
 
@@ -44,7 +45,7 @@ class SamplingConfig:
             raise ConfigError(
                 f"SamplingConfig.eta is {self.eta}; it must be from 0 (deterministic) to 1 (as noisy as DDPM)."
             )
-        if self.eta > 0 and self.sampler != "ddim":
+        if self.eta > 0 and not self.takes_eta:
             raise ConfigError(
                 f"SamplingConfig.eta is {self.eta}, but it is DDIM's, and sampler is {self.sampler!r}: "
                 "set it to 0, or take sampler 'ddim'."
@@ -58,6 +59,11 @@ class SamplingConfig:
                 f"SamplingConfig.guidance_interval is {self.guidance_interval}; it must be two whole numbers, the "
                 "first timestep that is guided (0 or more) and, above it, the first that no longer is."
             )
+
+    @property
+    def takes_eta(self) -> bool:
+        """Whether the images depend on eta."""
+        return self.sampler == "ddim" or is_path(self.sampler)
 
     @property
     def is_guided(self) -> bool:

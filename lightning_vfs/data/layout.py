@@ -178,9 +178,9 @@ def _refuse_equal_names(root: Path, classes: Sequence[ClassFolder]) -> None:
 
 
 def printable(name: str) -> str:
-    """The name of a file or folder as text that can be printed, and that is the same on every system.
+    r"""The name of a file or folder as text that can be printed, and that is the same on every system.
 
-    Letters are composed (NFC), since systems store accents differently; a byte that is no UTF-8 becomes `\\xe9`.
+    Letters are composed (NFC), since systems store accents differently; a byte that is no UTF-8 becomes `\xe9`.
     """
     return unicodedata.normalize("NFC", os.fsencode(name).decode(errors="backslashreplace"))
 

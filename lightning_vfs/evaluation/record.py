@@ -20,7 +20,7 @@ FILE_NAME = "fid.json"
 class Reason(NamedTuple):
     """A field that changes the figures of one and the same model: records that differ in it are not comparable.
 
-    Args:
+    Attributes:
         effect: what another value does to the figures.
         option: of some metrics or models alone: its value is None, and not compared, where it does not apply.
     """

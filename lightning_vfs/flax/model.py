@@ -153,7 +153,8 @@ class FlaxVFSDDPM:
             latent_noise: for a variational context: standard normal (b*n, *config.encoded_shape), with a discrete one
                 uniform in [0, 1), shaped like its logits: (b*n, ..., codebook_groups, codebook_size).
             dropout_rng: key of the dropout; without one nothing is dropped.
-            shots, label: as in `context`.
+            shots: as in `context`.
+            label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
 
         Raises:

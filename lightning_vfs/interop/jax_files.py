@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def read_flat(path: Path) -> Flat:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_msgpack(path)
 
 
+@contextmanager
+def _of_the_extra() -> Iterator[None]:
+    """What is imported inside belongs to the extra `jax-import`; raises CheckpointError where it is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise CheckpointError(
+            "Orbax folders and msgpack files are read with tensorstore, msgpack and ml_dtypes: pip install "
+            f"'lightning_vfs[jax-import]' ({error}). Flat safetensors files need none of them."
+        ) from error
+
+
 # -- safetensors ---------------------------------------------------------------------------------------------------
 
 
@@ -60,7 +73,8 @@ def _read_safetensors(path: Path) -> Flat:
 
 def _read_msgpack(path: Path) -> Flat:
     """Format of flax.serialization: extension 1 is an array, 3 a NumPy scalar, each as (shape, dtype, bytes)."""
-    import msgpack
+    with _of_the_extra():
+        import msgpack
 
     def extension(code: int, data: bytes) -> Any:
         if code not in (1, 3):
@@ -82,7 +96,8 @@ def _read_msgpack(path: Path) -> Flat:
 
 def _dtype(name: str) -> np.dtype:
     if name == "bfloat16":
-        import ml_dtypes
+        with _of_the_extra():
+            import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
@@ -131,7 +146,8 @@ def _read_orbax(folder: Path) -> Flat:
 
 
 def _read_arrays(folder: Path, names: list[str], zarr3: bool) -> dict[str, np.ndarray]:
-    import tensorstore
+    with _of_the_extra():
+        import tensorstore
 
     base = f"file://{folder.resolve()}/"
     in_one_store = (folder / "manifest.ocdbt").is_file()

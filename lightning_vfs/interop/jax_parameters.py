@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lightning_vfs.core.checks import is_path
 from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.interop.parameter import ParameterTable
 from lightning_vfs.interop.unet_parameters import unet, unet_encoder
 
@@ -18,8 +20,15 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def parameter_table(config: VFSConfig) -> ParameterTable:
-    """All parameters of a model, in the order in which images go through it."""
+    """All parameters of a model, in the order in which images go through it.
+
+    Raises:
+        ConfigError: a network of the user's own, whose parameters are not known here.
+    """
     table, encoder = ParameterTable(), config.encoder
+    for architecture in (encoder.architecture, config.denoiser.architecture):
+        if is_path(architecture):
+            raise ConfigError(f"{architecture} is a torch module of your own: there is no such network in JAX.")
     match encoder.architecture:
         case "set_vit" | "vit":
             _transformer_encoder(table, config)

@@ -47,8 +47,10 @@ class IndexedMetric(Metric):
         getattr(self, f"{name}_index").append(index.detach().to(self.device, torch.int64))
 
     def gathered(self, name: str) -> tuple[Tensor, Tensor]:
-        """Index (n,) and rows (n, ...) of one state, in index order without duplicates: this rank's, or, inside
-        `compute` and `sync_context`, those of all ranks."""
+        """Index (n,) and rows (n, ...) of one state, in index order without duplicates.
+
+        This rank's, or, inside `compute` and `sync_context`, those of all ranks.
+        """
         self._append_empty()
         index, rows = dim_zero_cat(getattr(self, f"{name}_index")), dim_zero_cat(getattr(self, name))
         index, order = index.sort(stable=True)

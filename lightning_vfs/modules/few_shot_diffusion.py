@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from lightning_vfs.core import requests
+from lightning_vfs.core.checks import choose
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
@@ -49,8 +50,8 @@ class FewShotDiffusion(nn.Module):
         super().__init__()
         encoder = config.encoder
         self.config = config
-        self.encoder = ENCODERS[encoder.architecture](config) if encoder.architecture in ENCODERS else None
-        self.denoiser = DENOISERS[config.denoiser.architecture](config)
+        self.encoder = None if encoder.condition is None else choose(encoder.architecture, ENCODERS)(config)
+        self.denoiser = choose(config.denoiser.architecture, DENOISERS)(config)
         self.posterior = POSTERIORS[encoder.context](config) if encoder.context in POSTERIORS else None
         self.null_context = nn.Parameter(torch.zeros(encoder.context_dim)) if encoder.context_dropout else None
         self.diffusion = GaussianDiffusion(config.diffusion)
@@ -168,7 +169,8 @@ class FewShotDiffusion(nn.Module):
             latent_noise: for a variational context: standard normal (b*n, *config.encoded_shape), with a discrete one
                 uniform in [0, 1), shaped like its logits: (b*n, ..., codebook_groups, codebook_size).
             latents: `latents(x_set)`, for models that diffuse them.
-            shots, label: as in `context`.
+            shots: as in `context`.
+            label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
             dropout_key: int64 (b, n, 2), random numbers that dropout in encoder and denoiser follows, in training.
 

@@ -59,7 +59,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f"There is no folder {name}. To load a hub id, first `pip install huggingface_hub`."
+            f"There is no folder {name}. To load a hub id, first `pip install 'lightning_vfs[hub]'`."
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))

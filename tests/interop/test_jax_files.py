@@ -37,6 +37,17 @@ def test_an_orbax_folder_gives_the_weights_and_their_average(orbax_folder: Calla
     assert from_jax(path).config == expected.config
 
 
+@pytest.mark.parametrize("module", ["tensorstore", "msgpack"])
+def test_what_reads_a_format_is_an_extra(
+    module: str, orbax_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.msgpack").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(CheckpointError, match=rf"pip install 'lightning_vfs\[jax-import\]' .*{module}"):
+        from_jax(orbax_folder() if module == "tensorstore" else tmp_path / "model.msgpack")
+    from_jax(HEAD)
+
+
 def test_reading_an_orbax_folder_loads_no_jax(orbax_folder: Callable[..., Path]) -> None:
     code = (
         f"import sys; from lightning_vfs.interop import from_jax; from_jax({str(orbax_folder())!r}); "
