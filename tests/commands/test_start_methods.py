@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from lightning_vfs.cli import main
 from tests.commands.interruptions import differences, interrupted
+from tests.processes import run
 
 SCRIPT = Path(__file__).with_name("start_method.py")
 METHODS = multiprocessing.get_all_start_methods()
@@ -22,9 +22,8 @@ def arguments(config_file: Path, folder: Path, num_workers: int) -> list[str]:
     return ["fit", f"--config={config_file}", *to, f"--data.num_workers={num_workers}"]
 
 
-def fit(method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), method, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, start_new_session=True)
+def fit(method: str, *arguments: str) -> CompletedProcess[str]:
+    return run(SCRIPT, method, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,9 @@ def without_workers(config_file: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name == "forkserver" else ()) for name in METHODS]
+)
 def test_a_run_is_the_same_to_the_bit(config_file: Path, without_workers: Path, tmp_path: Path, method: str) -> None:
     done = fit(method, *arguments(config_file, tmp_path, 2))
     assert done.returncode == 0, done.stderr
