@@ -21,7 +21,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vfs import VFSDDPM
-from lightning_vfs.callbacks import RunProgressBar, progress
+from lightning_vfs.callbacks import RunProgressBar
+from lightning_vfs.callbacks import progress as callback
+from lightning_vfs.core import progress
 from lightning_vfs.evaluation.shard import RankShard
 from tests.callbacks.conftest import CONFIG, Patterns
 
@@ -35,7 +37,8 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Standard error, a terminal."""
     terminal = Terminal()
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=terminal))
+    for module in (progress, callback):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=terminal))
     return terminal
 
 
@@ -43,7 +46,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Standard error, a file."""
     file = io.StringIO()
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=file))
+    for module in (progress, callback):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=file))
     return file
 
 
