@@ -20,10 +20,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the cache of decoded images that the tests of all workers share: they render the glyphs once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share one cache of decoded images, apart from the user's, and none leaves a seed to the next."""
-    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use a cache apart from the user's, and none leaves a seed to the next."""
+    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(shared_cache))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
 
