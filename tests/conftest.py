@@ -1,23 +1,27 @@
-"""Tiny models, data and checkpoints that several tests use."""
+"""Tiny models, data and checkpoints that several tests use.
+
+torch and Lightning are imported where they are used: the process that hands out tests to workers needs neither.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from lightning_vfs import VFSDDPM, VFSConfig
-from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig
+from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 
-# Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. Before
-# the first parallel operation, and for the processes that tests start.
+if TYPE_CHECKING:
+    from lightning_vfs import VFSDDPM
+
+# Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. torch
+# reads it when it is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +56,9 @@ def tiny_config(set_size: int = 6, **parts: dict) -> VFSConfig:
 @pytest.fixture
 def tiny_model() -> Callable[..., VFSDDPM]:
     """Makes a tiny model whose output is not zero, as a fresh DiT's would be."""
+    import torch
+
+    from lightning_vfs import VFSDDPM
 
     def make(set_size: int = 6, on_set_size_mismatch: str = "error", **parts: dict) -> VFSDDPM:
         torch.manual_seed(0)
