@@ -58,7 +58,9 @@ def run_together(
             print(json.dumps(requests[number::2]), file=parent.stdin, flush=True)
         for number, parent in enumerate(parents):
             assert parent.stdout is not None
-            codes[number::2] = json.loads(parent.stdout.readline())
+            answer = parent.stdout.readline()
+            assert answer, "The process that others are forked from has ended: see what it wrote to standard error."
+            codes[number::2] = json.loads(answer)
         return [
             subprocess.CompletedProcess(
                 request["command"], code, *(Path(f"{request['output']}.{name}").read_text() for name in ("out", "err"))

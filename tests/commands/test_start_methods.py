@@ -15,6 +15,8 @@ from tests.processes import run
 
 SCRIPT = Path(__file__).with_name("start_method.py")
 METHODS = multiprocessing.get_all_start_methods()
+FAST = {"fork": 2, "spawn": 1}
+"""Numbers of workers in every run of the tests."""
 
 
 def arguments(config_file: Path, folder: Path, num_workers: int) -> list[str]:
@@ -34,10 +36,18 @@ def without_workers(config_file: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=pytest.mark.slow if name == "forkserver" else ()) for name in METHODS]
+    ("method", "num_workers"),
+    # A worker that is not forked imports all anew, which takes 10 s; forked ones are two in every run of the tests.
+    [
+        pytest.param(method, number, marks=() if FAST.get(method) == number else pytest.mark.slow)
+        for method in METHODS
+        for number in (1, 2)
+    ],
 )
-def test_a_run_is_the_same_to_the_bit(config_file: Path, without_workers: Path, tmp_path: Path, method: str) -> None:
-    done = fit(method, *arguments(config_file, tmp_path, 2))
+def test_a_run_is_the_same_to_the_bit(
+    config_file: Path, without_workers: Path, tmp_path: Path, method: str, num_workers: int
+) -> None:
+    done = fit(method, *arguments(config_file, tmp_path, num_workers))
     assert done.returncode == 0, done.stderr
     assert differences(without_workers / "tiny/version_0", tmp_path / "tiny/version_0") == []
 
