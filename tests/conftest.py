@@ -1,29 +1,40 @@
-"""Tiny models, data and checkpoints that several tests use."""
+"""Tiny models, data and checkpoints that several tests use.
+
+torch and Lightning are imported where they are used: the process that hands out tests to workers needs neither.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from lightning_vfs import VFSDDPM, VFSConfig
-from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig
+from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
 
-# Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. Before
-# the first parallel operation, and for the processes that tests start.
+if TYPE_CHECKING:
+    from lightning_vfs import VFSDDPM
+
+# Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. torch
+# reads it when it is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the cache of decoded images that the tests of all workers share: they render the glyphs once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share one cache of decoded images, apart from the user's, and none leaves a seed to the next."""
-    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests use a cache apart from the user's, and none leaves a seed to the next."""
+    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(shared_cache))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
 
@@ -45,6 +56,9 @@ def tiny_config(set_size: int = 6, **parts: dict) -> VFSConfig:
 @pytest.fixture
 def tiny_model() -> Callable[..., VFSDDPM]:
     """Makes a tiny model whose output is not zero, as a fresh DiT's would be."""
+    import torch
+
+    from lightning_vfs import VFSDDPM
 
     def make(set_size: int = 6, on_set_size_mismatch: str = "error", **parts: dict) -> VFSDDPM:
         torch.manual_seed(0)

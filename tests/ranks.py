@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+
+from tests.processes import run_together
 
 
 def run_ranks(script: Path, ranks: int, folder: Path, **environment: str) -> None:
-    """Run `python <script> <rank> <port> <folder>` for every rank at once, on a free port; all of them end well.
+    """Run `python <script> <rank> <port> <folder>` for every rank at once; all of them end well."""
+    for done in ended_ranks(script, ranks, folder, **environment):
+        assert done.returncode == 0, done.stdout + done.stderr
 
-    A script of the tests may import others of them.
-    """
+
+def ended_ranks(script: Path, ranks: int, folder: Path, **environment: str) -> list[CompletedProcess[str]]:
+    """How they end."""
+    environments = meeting(ranks)
+    return run_together(
+        [[script, rank, environments[rank]["MASTER_PORT"], folder] for rank in range(ranks)],
+        [found | environment for found in environments],
+    )
+
+
+def meeting(ranks: int) -> list[dict[str, str]]:
+    """Environments by which Lightning takes processes for ranks of one run, on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", str(script)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen([*command, str(r), str(port), str(folder)], env=env, **pipes) for r in range(ranks)]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    return [found | {"LOCAL_RANK": str(rank)} for rank in range(ranks)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from PIL import Image
 from lightning_vfs.cli import main
 
 from .interop.conftest import trainer_tree
+from .processes import run
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "jax.md").read_text()
@@ -80,6 +79,5 @@ def test_jax_and_torch_draw_the_same_images(user_folder: Path, monkeypatch: pyte
 
 
 def test_the_table_of_parameters_is_up_to_date() -> None:
-    script = ROOT / "scripts" / "jax_parameter_table.py"
-    done = subprocess.run([sys.executable, script, "--check"], check=False)
+    done = run(ROOT / "scripts" / "jax_parameter_table.py", "--check")
     assert done.returncode == 0, "run: python scripts/jax_parameter_table.py"

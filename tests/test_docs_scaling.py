@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import yaml
 
 from lightning_vfs.cli import main
+from tests.processes import run_together
+from tests.ranks import meeting
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
@@ -54,13 +57,16 @@ def test_the_flags_that_it_names_exist(monkeypatch: pytest.MonkeyPatch, capsys: 
             part = part[name]
 
 
-def test_a_step_between_logged_ones_reads_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_between_logged_ones_reads_no_tensor(tmp_path: Path) -> None:
     """By the script that counts them, with the callbacks of the command line on two ranks."""
-    spec = importlib.util.spec_from_file_location("step_counts", ROOT / "scripts" / "step_counts.py")
+    path = ROOT / "scripts" / "step_counts.py"
+    spec = importlib.util.spec_from_file_location("step_counts", path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    reads = script.reads_of_two_ranks()
+    ranks = run_together([[path, f"--rank={rank}", f"--folder={tmp_path}"] for rank in range(2)], meeting(2))
+    assert [done.returncode for done in ranks] == [0, 0], ranks[0].stderr
+    reads = {int(step): count for step, count in json.loads((tmp_path / "reads.json").read_text()).items()}
     assert len(reads) == script.STEPS
     assert [step for step, count in reads.items() if count] == [script.EVERY, 2 * script.EVERY]
 

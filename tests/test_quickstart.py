@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+
+from lightning_vfs import FIDCallback
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,10 +32,11 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     settings["model"]["config"]["denoiser"] |= {"dim": 24, "depth": 1}
     for callback in settings["trainer"]["callbacks"]:
         if callback["class_path"].endswith("FIDCallback"):
-            callback["init_args"] |= {"num_images": 40, "num_real_images": 2500, "steps": 2, "batch_size": 40}
+            callback["init_args"] |= {"num_images": 40, "num_real_images": 400, "steps": 2, "batch_size": 40}
     monkeypatch.chdir(tmp_path)
     Path("glyphs.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr(script, "CONFIG", "glyphs.yaml")
+    monkeypatch.setattr(script, "FIDCallback", functools.partial(FIDCallback, num_images=40, num_real_images=400))
     monkeypatch.setattr(sys, "argv", ["quickstart.py"])
     return script
 

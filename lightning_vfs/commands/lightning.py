@@ -147,8 +147,9 @@ class VFSCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without its --ckpt_path: `add_arguments_to_parser` has another."""
-        return {name: {*skipped, "ckpt_path"} for name, skipped in LightningCLI.subcommands().items()}
+        """The one that is asked for alone, since building its options takes a while; --ckpt_path is ours."""
+        known = LightningCLI.subcommands().items()
+        return {name: {*skipped, "ckpt_path"} for name, skipped in known if name == sys.argv[1]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)

@@ -29,7 +29,8 @@ from lightning.pytorch.callbacks import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vfs import VFSDDPM
-from lightning_vfs.callbacks import RunProgressBar, progress
+from lightning_vfs.callbacks import RunProgressBar
+from lightning_vfs.core import progress
 from lightning_vfs.evaluation.shard import RankShard
 from tests.callbacks.conftest import CONFIG, Patterns
 

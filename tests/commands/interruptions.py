@@ -16,8 +16,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
-REPOSITORY = Path(__file__).parents[2]
-FIT = [sys.executable, "-m", "lightning_vfs", "fit"]
+from tests.processes import run
 
 
 class Interruption(Callback):
@@ -25,17 +24,14 @@ class Interruption(Callback):
 
     Args:
         at: number of the batch or validation.
-        act: `raise` an error; `hold`, say so in a file `held` and wait to be killed; or the name of a signal to send.
-        folder: of the file `held`.
+        act: `raise` an error, or the name of a signal to send.
         where: `batch` or `validation`.
         rank: acts on this rank alone.
         to_group: send the signal to all processes of the run, in place of this one.
     """
 
-    def __init__(
-        self, at: int, act: str, folder: str, where: str = "batch", rank: int = 0, to_group: bool = False
-    ) -> None:
-        self.at, self.action, self.where, self.rank, self.folder, self.to_group = at, act, where, rank, folder, to_group
+    def __init__(self, at: int, act: str, where: str = "batch", rank: int = 0, to_group: bool = False) -> None:
+        self.at, self.action, self.where, self.rank, self.to_group = at, act, where, rank, to_group
         self.validations = 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -50,9 +46,6 @@ class Interruption(Callback):
             return
         if self.action == "raise":
             raise InterruptedError
-        if self.action == "hold":
-            Path(self.folder, "held").touch()
-            signal.pause()
         signum = signal.Signals[self.action]
         if not self.to_group:
             os.kill(os.getpid(), signum)
@@ -62,9 +55,14 @@ class Interruption(Callback):
             subprocess.run([sys.executable, "-c", code], check=True, start_new_session=True)
 
 
+def in_a_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command line with these arguments in a process of its own."""
+    return run("-m", "lightning_vfs", *arguments)
+
+
 def interrupted(folder: Path, at: int, act: str, **options: Any) -> str:
-    """Argument that adds an Interruption to a run; the folder takes its files."""
-    options |= {"at": at, "act": act, "folder": str(folder)}
+    """Argument that adds an Interruption to a run, by a file in the folder."""
+    options |= {"at": at, "act": act}
     callback = {"class_path": f"{__name__}.Interruption", "init_args": options}
     path = folder / "interrupted.yaml"
     path.write_text(yaml.safe_dump({"trainer": {"callbacks+": [callback]}}))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -19,12 +18,12 @@ from lightning_vfs.callbacks import RunProgressBar, RunSummary
 from lightning_vfs.cli import HELP, SUBCOMMANDS, main
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.core import StaleSetSizeWarning
+from tests.processes import run
 
 
-def command(*args: object) -> subprocess.CompletedProcess[str]:
+def command(*args: object) -> CompletedProcess[str]:
     """The command in a process of its own."""
-    arguments = [sys.executable, "-m", "lightning_vfs", *map(str, args)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+    return run("-m", "lightning_vfs", *args)
 
 
 def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:

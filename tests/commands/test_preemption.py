@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from lightning_vfs.cli import main
-from tests.commands.interruptions import FIT, REPOSITORY, differences, interrupted, logged
+from tests.commands.interruptions import differences, in_a_process, interrupted, logged
 
 STEPS = 12
 # Two batches make a step, and the last of an epoch's 7 makes one alone: step 4 ends with batch 6, step 5 with batch 8.
@@ -79,8 +78,7 @@ def test_sigterm(run, straight: Path, tmp_path: Path, where: str, at: int, step:
 
 
 def test_the_process_exits_with_143(run, tmp_path: Path) -> None:
-    command = [*FIT, *run("cut")[1:], interrupted(tmp_path, 7, "SIGTERM")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    done = in_a_process([*run("cut"), interrupted(tmp_path, 7, "SIGTERM")])
     assert done.returncode == 143, done.stderr
     assert "Traceback" not in done.stderr
     assert step_of(tmp_path / "cut/version_0") == 5
@@ -146,22 +144,16 @@ def test_a_checkpoint_that_lacks_gradients_is_warned_of(run, tmp_path: Path) -> 
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.sets_per_epoch=28"]
 
 
-def fit(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FIT, *arguments[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=600, start_new_session=True
-    )
-
-
 @pytest.mark.slow
 def test_one_of_two_ranks_is_told(run, tmp_path: Path) -> None:
-    assert fit(run("straight", *DDP)).returncode == 0
+    assert in_a_process(run("straight", *DDP)).returncode == 0
     for rank in (0, 1):
         name = f"cut{rank}"
-        done = fit([*run(name, *DDP), interrupted(tmp_path, 7, "SIGTERM", rank=rank)])
+        done = in_a_process([*run(name, *DDP), interrupted(tmp_path, 7, "SIGTERM", rank=rank)])
         assert done.returncode == 143, done.stderr
         assert done.stderr.count("SIGTERM: step 5 is saved") == 1
         assert "Forcefully" not in done.stderr and "Traceback" not in done.stderr
-        resumed = fit([*run(name, *DDP), "--ckpt_path=last"])
+        resumed = in_a_process([*run(name, *DDP), "--ckpt_path=last"])
         assert resumed.returncode == 0, resumed.stderr
         check_equal(tmp_path / "straight/version_0", tmp_path / name / "version_0", tmp_path / name / "version_1")
 
@@ -170,6 +162,6 @@ def test_one_of_two_ranks_is_told(run, tmp_path: Path) -> None:
 def test_all_processes_of_the_run_are_told(run, tmp_path: Path) -> None:
     """As SLURM does, and `docker stop`: the workers that fetch batches hear the signal too."""
     workers = "--data.num_workers=2"
-    done = fit([*run("cut", *DDP, workers), interrupted(tmp_path, 7, "SIGTERM", to_group=True)])
+    done = in_a_process([*run("cut", *DDP, workers), interrupted(tmp_path, 7, "SIGTERM", to_group=True)])
     assert done.returncode == 143, done.stderr
     assert step_of(tmp_path / "cut/version_0") == 5

@@ -15,8 +15,8 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.commands.quiet import LOGGED, quiet
-from tests.commands.interruptions import REPOSITORY
 from tests.commands.messages import not_ours
+from tests.processes import REPOSITORY
 
 TINY = [
     "--trainer.accelerator=cpu", "--data.sets_per_epoch=8", "--data.eval_sets=2", "--data.batch_size=2",

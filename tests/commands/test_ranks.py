@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 from lightning_vfs.cli import main
 from tests.commands.messages import not_ours
+from tests.processes import run
 
 STEPS = 50
 # All that is drawn in training: timesteps, noise, shots, dropped contexts, dropout, a latent of the context.
@@ -49,8 +47,7 @@ def runs(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     fit = ["fit", f"--config={config_file}", *FLAGS]
     assert main([*fit, f"--trainer.logger.init_args.save_dir={one}", "--data.batch_size=4"]) == 0
     flags = [f"--trainer.logger.init_args.save_dir={two}", "--data.batch_size=2", "--trainer.devices=2"]
-    command = [sys.executable, "-m", "lightning_vfs", *fit, *flags, "--trainer.strategy=ddp"]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=600, check=False)
+    done = run("-m", "lightning_vfs", *fit, *flags, "--trainer.strategy=ddp")
     assert done.returncode == 0, done.stderr
     (two / "printed.txt").write_text(done.stdout + done.stderr)
     return one, two

@@ -15,7 +15,8 @@ import torch
 from lightning_vfs.cli import main
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.training.checkpoints import AtomicCheckpointIO
-from tests.commands.interruptions import FIT, REPOSITORY, differences, interrupted, logged
+from tests import processes
+from tests.commands.interruptions import differences, in_a_process, interrupted, logged
 
 CALLBACKS = """
 trainer:
@@ -60,23 +61,13 @@ def straight(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "straight/version_0"
 
 
-def kill_when_held(command: list[str], folder: Path) -> None:
-    """Start the command, and kill it when it says that it holds."""
-    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 240
-        while not (folder / "held").exists() and run.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        run.send_signal(signal.SIGKILL)
-        assert (folder / "held").exists(), run.communicate()[1]
-    assert run.returncode == -signal.SIGKILL
-
-
 def check_killed_and_resumed(arguments, folder: Path, steps: int, killed_at: int, *flags: str) -> None:
     """A run killed in the batch of this number and resumed from its last checkpoint, of half the steps, is the same."""
     every = steps // 2
     assert main(["fit", *arguments("straight", steps, every, *flags)]) == 0
     cut = arguments("cut", steps, every, *flags)
-    kill_when_held([*FIT, *cut, interrupted(folder, killed_at, "hold")], folder)
+    done = in_a_process(["fit", *cut, interrupted(folder, killed_at, "SIGKILL")])
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert main(["fit", *cut, "--ckpt_path=last"]) == 0
     straight, killed, resumed = folder / "straight/version_0", folder / "cut/version_0", folder / "cut/version_1"
     assert torch.load(killed / "checkpoints/last.ckpt", weights_only=True)["global_step"] == every
@@ -150,7 +141,7 @@ def test_the_end_of_an_epoch_is_followed_by_the_next(arguments, straight: Path, 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 KILLED_WHILE_WRITING = """
-import io, signal, sys, torch
+import io, os, signal, sys, torch
 from lightning_vfs.training.checkpoints import AtomicCheckpointIO
 
 save, contents = torch.save, torch.load(sys.argv[1], weights_only=True)
@@ -161,7 +152,7 @@ def half(contents, file):
     file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
     file.flush()
     print("half is written", flush=True)
-    signal.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = half
 AtomicCheckpointIO().save_checkpoint(contents | {"global_step": 1000}, sys.argv[1])
@@ -173,16 +164,15 @@ def test_a_kill_during_a_write_leaves_the_checkpoint_before(arguments, tmp_path:
     assert main(["fit", *run]) == 0
     last = tmp_path / "run/version_0/checkpoints/last.ckpt"
     before = last.read_bytes()
-    with subprocess.Popen([sys.executable, "-c", KILLED_WHILE_WRITING, last], stdout=subprocess.PIPE) as writer:
-        assert writer.stdout is not None and writer.stdout.readline() == b"half is written\n"
-        writer.send_signal(signal.SIGKILL)
-    unfinished = last.with_name(".last.ckpt.tmp")
+    (tmp_path / "writer.py").write_text(KILLED_WHILE_WRITING)
+    writer = processes.run(tmp_path / "writer.py", last)
+    assert (writer.stdout, writer.returncode) == ("half is written\n", -signal.SIGKILL), writer.stderr
+    (unfinished,) = last.parent.glob(".last.ckpt.*.tmp")
     assert 0 < unfinished.stat().st_size < len(before)
     assert last.read_bytes() == before
     assert main(["validate", *run, "--ckpt_path=last"]) == 0
     AtomicCheckpointIO().save_checkpoint({"global_step": 1000}, last)
     assert torch.load(last, weights_only=True) == {"global_step": 1000}
-    assert not unfinished.exists()
 
 
 def test_the_command_line_writes_and_reads_by_it(config_file: Path, tmp_path: Path) -> None:
@@ -194,8 +184,9 @@ def test_the_command_line_writes_and_reads_by_it(config_file: Path, tmp_path: Pa
 @pytest.mark.parametrize("seconds", [0.5, 1.3, 2.1])
 def test_a_run_killed_at_any_moment_can_be_resumed(arguments, tmp_path: Path, seconds: float) -> None:
     last = tmp_path / "run/version_0/checkpoints/last.ckpt"
-    with subprocess.Popen([*FIT, *arguments("run", 100000, 1)], cwd=REPOSITORY, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 240
+    command = [sys.executable, "-m", "lightning_vfs", "fit", *arguments("run", 100000, 1)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 600
         while not last.exists() and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(seconds)

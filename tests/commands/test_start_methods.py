@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from lightning_vfs.cli import main
 from tests.commands.interruptions import differences, interrupted
+from tests.processes import run
 
 SCRIPT = Path(__file__).with_name("start_method.py")
 METHODS = multiprocessing.get_all_start_methods()
+FAST = {"fork": 2, "spawn": 1}
+"""Numbers of workers in every run of the tests."""
 
 
 def arguments(config_file: Path, folder: Path, num_workers: int) -> list[str]:
@@ -22,9 +24,8 @@ def arguments(config_file: Path, folder: Path, num_workers: int) -> list[str]:
     return ["fit", f"--config={config_file}", *to, f"--data.num_workers={num_workers}"]
 
 
-def fit(method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), method, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, start_new_session=True)
+def fit(method: str, *arguments: str) -> CompletedProcess[str]:
+    return run(SCRIPT, method, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,19 @@ def without_workers(config_file: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_is_the_same_to_the_bit(config_file: Path, without_workers: Path, tmp_path: Path, method: str) -> None:
-    done = fit(method, *arguments(config_file, tmp_path, 2))
+@pytest.mark.parametrize(
+    ("method", "num_workers"),
+    # A worker that is not forked imports all anew, which takes 10 s; forked ones are two in every run of the tests.
+    [
+        pytest.param(method, number, marks=() if FAST.get(method) == number else pytest.mark.slow)
+        for method in METHODS
+        for number in (1, 2)
+    ],
+)
+def test_a_run_is_the_same_to_the_bit(
+    config_file: Path, without_workers: Path, tmp_path: Path, method: str, num_workers: int
+) -> None:
+    done = fit(method, *arguments(config_file, tmp_path, num_workers))
     assert done.returncode == 0, done.stderr
     assert differences(without_workers / "tiny/version_0", tmp_path / "tiny/version_0") == []
 

@@ -1,9 +1,7 @@
-"""The three processes of test_ranks.py: `python -m tests.metrics.rank_process <folder>`."""
+"""One of the three processes of test_ranks.py: `python rank_process.py <rank> <port> <folder>`."""
 
 import json
-import multiprocessing
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -68,7 +66,7 @@ def class_error(rank):
 def on_gpus(rank, world_size, folder):
     """Figures from ranks whose process group serves tensors of a GPU alone, as NCCL's does; MPS has no float64."""
     store = dist.FileStore(str(folder / f"store-gpus-{world_size}"), world_size)
-    dist.init_process_group("cuda:gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    dist.init_process_group("cuda:gloo", store=store, rank=rank, world_size=world_size)
     with simulated_gpu(float64=False):
         figures, notes = all_figures(rank, world_size, 31, 22, device="cuda")
         found = figures, notes, accuracies(rank, world_size, device="cuda")
@@ -76,14 +74,15 @@ def on_gpus(rank, world_size, folder):
     return found
 
 
-def process(rank, folder):
+def main():
+    rank, folder = int(sys.argv[1]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    register_feature_extractor(TINY, TinyExtractor)
     found = {}
     for world_size in (1, 2, 3):
         if rank < world_size:
             store = dist.FileStore(str(folder / f"store-{world_size}"), world_size)
-            dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
-            )
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
             found[f"uneven shares, {world_size}"] = all_figures(rank, world_size, 31, 22)
             found[f"few images, {world_size}"] = all_figures(rank, world_size, 4, 5)
             found[f"accuracies, {world_size}"] = accuracies(rank, world_size)
@@ -92,19 +91,6 @@ def process(rank, folder):
     if rank < 2:
         found["on GPUs"] = on_gpus(rank, 2, folder)
     (folder / f"{rank}.json").write_text(json.dumps(found))
-
-
-def main():
-    torch.set_num_threads(1)
-    register_feature_extractor(TINY, TinyExtractor)
-    # Forked, so that they import torch once; nothing has started a thread before.
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=process, args=(rank, Path(sys.argv[1])), daemon=True) for rank in range(3)]
-    for child in processes:
-        child.start()
-    for child in processes:
-        child.join()
-    sys.exit(max(abs(child.exitcode) for child in processes))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +20,7 @@ from torch import Tensor
 from lightning_vfs.data.cache import DamagedCacheWarning, default_cache_dir
 from lightning_vfs.metrics import feature_cache
 from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
+from tests.processes import run
 
 IMAGES = (torch.arange(10 * 3 * 4 * 4) % 251).to(torch.uint8).reshape(10, 3, 4, 4)
 SOURCE = FeatureSource(
@@ -122,11 +121,13 @@ def test_everything_that_features_depend_on_changes_the_key(monkeypatch: pytest.
     assert len(keys) == len(CHANGES) + 3
 
 
-def test_the_key_is_the_same_in_every_process_and_for_any_order_of_layers() -> None:
-    code = "from tests.metrics.test_feature_cache import SOURCE; print(SOURCE.key)"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.strip() == SOURCE.key
+def test_the_key_is_the_same_in_every_process_and_for_any_order_of_layers(tmp_path: Path) -> None:
+    (tmp_path / "key.py").write_text(
+        "from tests.metrics.test_feature_cache import SOURCE; print(SOURCE.key, hash('another in every process'))"
+    )
+    key, random = run(tmp_path / "key.py").stdout.split()
+    assert int(random) != hash("another in every process")
+    assert key == SOURCE.key
     assert replace(SOURCE, dims=dict(reversed(SOURCE.dims.items()))).key == SOURCE.key
 
 

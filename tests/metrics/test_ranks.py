@@ -1,22 +1,18 @@
 """The same figures from 1, 2 and 3 processes, in each of them."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of three processes reports."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.metrics.rank_process", str(folder)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(Path(__file__).with_name("rank_process.py"), 3, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 from lightning_vfs import VFSDDPM, VFSConfig
@@ -149,6 +151,19 @@ def cases() -> list[Case]:
         left -= _pairs(best)
         rows.append(Case(best))
     return rows
+
+
+def with_others(others: Sequence[Any]) -> list[Any]:
+    """For `parametrize`: every row with one of the others, so that each meets every choice; the rest is marked slow."""
+    product, left, fast = list(itertools.product(cases(), others)), set(), []
+    for case, other in product:
+        left |= {(item, other) for item in case.row.items()}
+    for case in cases():
+        other = max(others, key=lambda other: len(left & {(item, other) for item in case.row.items()}))
+        left -= {(item, other) for item in case.row.items()}
+        fast.append((case, other))
+    assert not left
+    return [pytest.param(*pair, marks=() if pair in fast else pytest.mark.slow) for pair in product]
 
 
 def _can_be_completed(row: dict[str, str]) -> bool:

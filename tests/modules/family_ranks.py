@@ -1,7 +1,8 @@
-"""One of two ranks that train every row of the model family for two steps under DDP; it writes down its weights."""
+"""One of two ranks that train every $EVERY-th row of the model family for two steps by DDP; it writes its weights."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,12 +24,12 @@ class Loss(torch.nn.Module):
         return self.model.batch_loss(batch)
 
 
-def main(rank: int, folder: Path, autoencoder: Path) -> None:
+def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     lines = []
-    for case in cases():
-        wrapped = DistributedDataParallel(Loss(case, autoencoder))
+    for case in cases()[:: int(os.environ["EVERY"])]:
+        wrapped = DistributedDataParallel(Loss(case, folder / "autoencoder"))
         optimizer = torch.optim.SGD(wrapped.parameters(), lr=1e-3)
         batch = {name: values[2 * rank : 2 * rank + 2] for name, values in case.batch.items()}
         for _ in range(2):  # the second step is where DDP finds what the first left unused
@@ -42,4 +43,4 @@ def main(rank: int, folder: Path, autoencoder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[3]))

@@ -1,8 +1,7 @@
-"""Two ranks of which one alone gets sets of another size; each writes down how its run ended."""
+"""One of two ranks of which the second alone gets sets of another size; it writes down how its run ended."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from lightning_vfs import VFSDDPM
 from tests.conftest import tiny_config
 
 
-def main(folder: Path) -> None:
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+def main(rank: int, folder: Path) -> None:
     n = 5 if rank == 1 else 6
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_steps=3, logger=False, enable_checkpointing=False,
@@ -30,4 +28,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[3]))

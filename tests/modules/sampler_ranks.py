@@ -1,8 +1,7 @@
-"""Two ranks that train on halves of the same batches; each writes down what its timestep sampler has learned."""
+"""One of two ranks that train on halves of the same batches; it writes down what its timestep sampler has learned."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -37,8 +36,7 @@ def batch_of(step: int, rank: int = 0, world_size: int = 1) -> dict[str, torch.T
     return {"images": images[mine], "index": (torch.arange(SETS) + SETS * step)[mine]}
 
 
-def main(folder: Path) -> None:
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+def main(rank: int, folder: Path) -> None:
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
@@ -49,4 +47,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[3]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning_vfs.modules.latent import CONFIG, WEIGHTS, Autoencoder
 from tests.conftest import tiny_config
 from tests.modules.autoencoder import SCALE, save_autoencoder
 from tests.numerics import NETWORK, rounding
+from tests.processes import imported_by
 
 SHIFT = 0.25
 
@@ -245,9 +245,8 @@ def test_weights_of_another_depth_are_named(folder: Path, layers: int, problem: 
     assert problem in message and "encoder." in message
 
 
-def test_importing_the_package_does_not_import_diffusers() -> None:
-    code = "import sys, lightning_vfs.modules.latent, lightning_vfs.cli; from lightning_vfs import VFSDDPM"
-    subprocess.run([sys.executable, "-c", f"{code}; assert 'diffusers' not in sys.modules"], check=True)
+def test_importing_the_package_does_not_import_diffusers(tmp_path: Path) -> None:
+    assert imported_by(tmp_path, "import lightning_vfs.modules.latent, lightning_vfs.cli", ["diffusers"]) == []
 
 
 def test_another_machine_says_where_its_autoencoder_is(folder: Path, tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.core import ConfigError
 from tests.conftest import tiny_config
 from tests.modules.family import CHOICES, Case, cases, makes_sense
+from tests.ranks import run_ranks
 
 CASES = cases()
 
@@ -25,7 +23,7 @@ def test_it_learns_samples_and_is_stored(case: Case, autoencoder: Path, tmp_path
     model = case.model(autoencoder)
     model.class_names = ("a", "b", "c") if case.row["encoder"] == "class_label" else None
     losses = learn(model, case, steps=30)
-    assert losses[-1] < 0.9 * losses[0]
+    assert max(losses[-2:]) < 0.9 * losses[0]
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not unused
     how = {"steps": 3, "sampler": case.row["sampler"], "guidance_scale": case.guidance_scale}
@@ -43,7 +41,7 @@ def test_it_learns_samples_and_is_stored(case: Case, autoencoder: Path, tmp_path
 
 
 def learn(model: VFSDDPM, case: Case, steps: int) -> list[float]:
-    """Losses of steps on one batch, always with the same random numbers."""
+    """Losses of steps on one batch, always with the same random numbers, until two are a tenth below the first."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
@@ -53,6 +51,8 @@ def learn(model: VFSDDPM, case: Case, steps: int) -> list[float]:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if max(losses[-2:]) < 0.9 * losses[0]:
+            break
     return losses
 
 
@@ -66,22 +66,13 @@ def stored_and_loaded(model: VFSDDPM, folder: Path) -> VFSDDPM:
     return VFSDDPM.load_from_checkpoint(folder / "last.ckpt")
 
 
-def test_no_row_has_unused_parameters_under_ddp(autoencoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_row_has_unused_parameters_under_ddp(every: int, autoencoder: Path, tmp_path: Path) -> None:
     """DDP without `find_unused_parameters`, as Lightning's strategy `ddp`, stops at the first parameter without use."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.getcwd())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.modules.family_ranks", str(rank), str(tmp_path), str(autoencoder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    (tmp_path / "autoencoder").symlink_to(autoencoder)
+    run_ranks(Path(__file__).with_name("family_ranks.py"), 2, tmp_path, EVERY=str(every))
     told = [(tmp_path / f"rank{rank}.txt").read_text().splitlines() for rank in range(2)]
-    assert len(told[0]) == len(CASES)
+    assert len(told[0]) == len(CASES[::every])
     assert told[0] == told[1]  # the same weights on both ranks after two steps
 
 

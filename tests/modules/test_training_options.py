@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,6 +16,7 @@ from lightning_vfs.modules import OptimizerConfig
 from lightning_vfs.modules.noise import TIMESTEP, indexed_uniform
 from tests.conftest import tiny_config
 from tests.modules.sampler_ranks import BATCHES, TIMESTEPS, batch_of, model_of
+from tests.ranks import run_ranks
 
 BY_LOSS = {"timesteps": TIMESTEPS, "timestep_sampling": "loss_second_moment"}
 
@@ -80,10 +78,7 @@ def test_a_resumed_run_draws_timesteps_as_one_that_was_not_stopped(tmp_path: Pat
 
 
 def test_two_ranks_learn_the_same_losses_as_one_process(tmp_path: Path) -> None:
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.getcwd())
-    command = [sys.executable, "-m", "tests.modules.sampler_ranks", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    run_ranks(Path(__file__).with_name("sampler_ranks.py"), 2, tmp_path)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in ranks[0].items():
         assert torch.equal(value, ranks[1][name])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from lightning_vfs.data import FolderSets
 from lightning_vfs.modules import OptimizerConfig
 from tests.conftest import tiny_config
 from tests.numerics import NETWORK, rounding
+from tests.ranks import ended_ranks
 
 X_SET = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
@@ -383,14 +381,10 @@ def test_pretrained_folders_round_trip(tiny_model, tmp_path: Path) -> None:
 
 
 def test_two_ranks_stop_with_the_same_error_when_one_sees_the_mismatch(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    script = [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(tmp_path)]
-    done = subprocess.run(
-        script, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": str(root)}
-    )
-    assert done.returncode != 0
+    ranks = ended_ranks(Path(__file__).with_name("rank_process.py"), 2, tmp_path)
+    assert [done.returncode for done in ranks] == [1, 1]
     said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
-    assert said[0].startswith("SetSizeMismatchError: The weights were made for sets of 6"), done.stderr
+    assert said[0].startswith("SetSizeMismatchError: The weights were made for sets of 6"), ranks[0].stderr
     assert said[0] == said[1]
 
 

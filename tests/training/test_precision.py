@@ -17,7 +17,7 @@ from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.modules import OptimizerConfig
 from lightning_vfs.training.device import memory_format
 from tests.callbacks.conftest import TINY, Patterns, TinyExtractor
-from tests.modules.family import Case, cases
+from tests.modules.family import Case, with_others
 
 TRAINED = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 CLIPPING: dict[str, dict[str, Any]] = {
@@ -116,7 +116,11 @@ def test_weights_in_bfloat16_are_warned_of_and_averaged_in_float32(tmp_path: Pat
 PAIRS = [(before, after) for before in TRAINED for after in TRAINED]
 
 
-@pytest.mark.parametrize(("config", "pairs"), [(CONFIG, PAIRS), (UNET, PAIRS[1::6])], ids=["transformer", "unet"])
+@pytest.mark.parametrize(
+    ("config", "pairs"),
+    [(CONFIG, PAIRS[4::4]), (UNET, PAIRS[1::6]), pytest.param(CONFIG, PAIRS, marks=pytest.mark.slow)],
+    ids=["transformer", "unet", "all"],
+)
 def test_it_resumes_in_any_other(config: dict[str, Any], pairs: list[tuple[str, str]], tmp_path: Path) -> None:
     """Also the optimizer's flags and the gradient scaler, which belong to the run and not to the checkpoint."""
     short = CLIPPING["norm"] | {"limit_val_batches": 0}
@@ -253,22 +257,24 @@ def test_the_precision_of_products_is_an_option() -> None:
         model_of(float32_matmul_precision="low")
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
-def test_every_row_of_the_family_computes_in_every_precision(case: Case, autoencoder: Path) -> None:
-    for precision, dtype in (("bf16-true", torch.bfloat16), ("64-true", torch.float64), ("16-true", torch.float16)):
-        model = case.model(autoencoder)
-        trainer = trainer_of(precision, 1)
-        plugin = trainer.precision_plugin
-        model = plugin.convert_module(model)
-        with plugin.train_step_context():
-            loss = model.batch_loss(plugin.convert_input(case.batch))
-        loss.backward()
-        assert loss.dtype == torch.promote_types(torch.float32, dtype) and loss.isfinite()
-        assert all(value.grad is None or value.grad.dtype == dtype for value in model.parameters())
-        with plugin.val_step_context():
-            how = {"steps": 2, "sampler": case.row["sampler"], "guidance_scale": case.guidance_scale}
-            images = model.generate(index=torch.arange(2), **case.condition(), **how)
-        assert images.isfinite().all() and images.dtype in (torch.float32, torch.float64)
+TYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64, "16-true": torch.float16}
+
+
+@pytest.mark.parametrize(("case", "precision"), with_others(list(TYPES)), ids=str)
+def test_every_row_of_the_family_computes_in_every_precision(case: Case, precision: str, autoencoder: Path) -> None:
+    model, dtype = case.model(autoencoder), TYPES[precision]
+    trainer = trainer_of(precision, 1)
+    plugin = trainer.precision_plugin
+    model = plugin.convert_module(model)
+    with plugin.train_step_context():
+        loss = model.batch_loss(plugin.convert_input(case.batch))
+    loss.backward()
+    assert loss.dtype == torch.promote_types(torch.float32, dtype) and loss.isfinite()
+    assert all(value.grad is None or value.grad.dtype == dtype for value in model.parameters())
+    with plugin.val_step_context():
+        how = {"steps": 2, "sampler": case.row["sampler"], "guidance_scale": case.guidance_scale}
+        images = model.generate(index=torch.arange(2), **case.condition(), **how)
+    assert images.isfinite().all() and images.dtype in (torch.float32, torch.float64)
 
 
 @pytest.fixture
