@@ -93,7 +93,8 @@ def sample(
     for file in earlier:
         file.unlink(missing_ok=True)
     with replacing(folder / LISTING) as listing:
-        options = how | asdict(sampling) | {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
+        options = how | asdict(sampling)
+        options |= {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
         listing.write_text(json.dumps({"files": [*names, GRID], "sampling": options}, indent=2) + "\n")
     for name, image in zip(names, to_uint8(generated), strict=True):
         save_png(image, folder / name)
