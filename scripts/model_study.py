@@ -157,7 +157,7 @@ def run(name: str, cpu_seconds: float) -> None:
 
 def figures_of(model: VFSDDPM, data: GlyphSets, how: dict[str, Any]) -> dict[str, Any]:
     """Figures of 500 images a split; of both splits where images are drawn in the standard way."""
-    splits = ["in"] if model.config.encoder.architecture == "class_label" else ["out"]
+    splits = ["in"] if model.config.encoder.condition == "label" else ["out"]
     if how is STANDARD:
         splits = ["in", *(split for split in splits if split == "out")]
     start = time.process_time()
@@ -172,7 +172,7 @@ def figures_of(model: VFSDDPM, data: GlyphSets, how: dict[str, Any]) -> dict[str
 
 def draw(model: VFSDDPM, data: GlyphSets, rows: int = 6) -> Image.Image:
     """Characters never seen in training (of a class-conditional model, ones that were): real left, generated right."""
-    by_label = model.config.encoder.architecture == "class_label"
+    by_label = model.config.encoder.condition == "label"
     images = data.split("train" if by_label else "test")
     episodes = images.episodes(len(images), data.set_size - 1, seed=0)
     _, first = np.unique(episodes.labels, return_index=True)
@@ -180,7 +180,7 @@ def draw(model: VFSDDPM, data: GlyphSets, rows: int = 6) -> Image.Image:
     support = images.float(episodes.supports[chosen])
     if by_label:
         generated = model.sample(label=torch.from_numpy(episodes.labels[chosen]), num_images=8)
-    elif model.config.encoder.takes_support:
+    elif model.config.encoder.condition == "support":
         generated = model.sample(support, num_images=8)
     else:
         generated = model.sample(num_images=8 * rows).unflatten(0, (rows, 8))

@@ -53,7 +53,7 @@ def _sizes(counts: np.ndarray) -> str:
 def run(args: list[str]) -> None:
     """Parse the arguments and show the data."""
     parser = ArgumentParser(prog="lightning-vfs data", description=__doc__)
-    parser.add_argument("--out", type=str, default="data", help="Folder of the pictures.")
+    parser.add_argument("--out", type=str, default="data_preview", help="Folder of the pictures.")
     parser.add_argument("--num_classes", type=int, default=8, help="Rows of a picture.")
     parser.add_class_arguments(FolderSets, None, help="The data, as --data.root and so on give it to `fit`.")
     options = vars(parser.parse_args(args))

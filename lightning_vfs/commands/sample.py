@@ -87,13 +87,14 @@ def sample(
     folder, names = Path(out).expanduser(), [f"{i:04d}.png" for i in range(num_images)]
     earlier = make_room(folder, LISTING, [*names, GRID])
     draw = _with_jax if framework == "jax" else _with_torch
-    how = {"num_images": num_images, "label": label, "seed": seed, **asdict(sampling)}
-    generated = draw(model, device, images, how)
+    how = {"num_images": num_images, "label": label, "seed": seed}
+    generated = draw(model, device, images, how | {"sampling": sampling})
     _check_finite(generated, model)
     for file in earlier:
         file.unlink(missing_ok=True)
     with replacing(folder / LISTING) as listing:
-        options = how | {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
+        options = how | asdict(sampling)
+        options |= {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
         listing.write_text(json.dumps({"files": [*names, GRID], "sampling": options}, indent=2) + "\n")
     for name, image in zip(names, to_uint8(generated), strict=True):
         save_png(image, folder / name)

@@ -155,7 +155,7 @@ class VFSConfig:
     def _check_tokens(self) -> None:
         """Refuse cross-attention where there is but one token, to which every attention is the same."""
         encoder, wanted = self.encoder, self.denoiser.context_tokens
-        if not encoder.takes_support:
+        if encoder.condition != "support":
             raise ConfigError(
                 f"DenoiserConfig.conditioning is 'lag', but encoder.architecture {encoder.architecture!r} makes no "
                 "tokens to attend to: set conditioning to 'film'."

@@ -158,7 +158,7 @@ class EncoderConfig:
                 f"{name} and num_classes is {self.num_classes}: set num_classes to the number of training classes for "
                 "'class_label', and to 0 for everything else."
             )
-        if not self.takes_support:
+        if self.condition != "support":
             defaults = {"context": "deterministic", "time_token": "none", "projection_dim": 0, "head_hidden_dim": 0}
             for option, default in defaults.items():
                 if getattr(self, option) != default:
@@ -175,11 +175,6 @@ class EncoderConfig:
         if self.architecture == "class_label":
             return "label"
         return None if self.architecture == "none" else "support"
-
-    @property
-    def takes_support(self) -> bool:
-        """Whether the context is made of a set of images; the baselines' is not."""
-        return self.condition == "support"
 
     @property
     def output_dim(self) -> int:
