@@ -83,7 +83,7 @@ test-gpu: $(VENV)/.installed-test
 
 # The site of the documentation, in site/. A link that leads nowhere is an error.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -75,6 +75,10 @@ def test_one_of_each_from_outside(outside: Path, capsys: pytest.CaptureFixture[s
     model.save_pretrained("model")
     assert VFSDDPM.from_pretrained("model").sample(support, 2, steps=4).equal(ddim)
     assert main(["convert", f"--ckpt_path={last(1)}", "--to=safetensors", "--out=jax.safetensors"]) == 1
+    capsys.readouterr()
+    in_jax = ["--framework=jax", "--pretrained=model", "--support=path/to/images/cat", "--out=jax"]
+    assert main(["sample", *in_jax]) == 1
+    assert "my_package.MeanEncoder is a torch module of your own: there is no such" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

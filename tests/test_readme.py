@@ -77,14 +77,12 @@ def test_readme_commands_run_in_order(user_folder: Path, monkeypatch: pytest.Mon
             continue
         if "ddp" in args:
             continue  # needs processes of its own: test_training_on_two_ranks
-        if args[0] == "fit":
+        if args[0] in ("fit", "predict"):
             args += SMALLER
             if "glyphs" in args:
                 args += ["--data.image_size=16"]
             if "--ckpt_path" in args:
                 args += ["--trainer.max_steps=4", "--trainer.max_epochs=-1"]
-        if args[0] == "predict":
-            args += ["--trainer.accelerator=cpu", "--data.eval_sets=2"]
         if args[0] == "test":
             args += ["--trainer.accelerator=cpu"]
         if args[0] == "evaluate":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.cli import main
+from lightning_vfs.core.config import VFSConfig
 from tests.reference.checkpoints.make import ADDED, CONFIG, RUNS, write_images
 
 FOLDER = CONFIG.parent
@@ -43,7 +44,7 @@ def test_a_pretrained_folder_is_loaded() -> None:
     model = VFSDDPM.from_pretrained(FOLDER / "pretrained")
     checkpoint = stored("ema_callback")
     assert equal(model.state_dict(), checkpoint["state_dict"])
-    assert model.config.to_dict() == checkpoint["hyper_parameters"]["config"]
+    assert model.config == VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"])
 
 
 def test_a_class_conditional_model_knows_its_classes() -> None:
@@ -64,13 +65,16 @@ class Start(Callback):
 
 
 @pytest.mark.parametrize("name", [*AVERAGED, "class_conditional"])
-def test_training_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(Path("images"))
     Path("run.yaml").write_text(RUNS["ema_callback" if name in AVERAGED else name])
     Path("start.yaml").write_text(ADDED.format(f"{__name__}.Start", "{}"))
     configs = [f"--config={path}" for path in (CONFIG, "run.yaml", "start.yaml")]
     assert main(["fit", *configs, f"--ckpt_path={FOLDER / name}.ckpt", "--trainer.max_steps=4"]) == 0
+    assert not [warning for warning in recwarn if "Please add the following callbacks" in str(warning.message)]
     before, after = stored(name), torch.load("checkpoints/last.ckpt", weights_only=True)
     assert Start.step == before["global_step"] == 2
     assert equal(Start.weights, before["current_model_state" if name in AVERAGED else "state_dict"])

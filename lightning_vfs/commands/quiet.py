@@ -39,6 +39,8 @@ WARNED = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     # Every resumed run has a folder of its own.
     r"The dirpath has changed from ",
+    # EMACallback goes on with the average of Lightning's callback, which is refused beside it.
+    r"Be aware that when using `ckpt_path`, .* Please add the following callbacks: \['(EMA)?WeightAveraging'\]",
     # Lightning then takes CSVLogger, and the line that ends a run says where its log is.
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
 )

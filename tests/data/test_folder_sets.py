@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from lightning_vfs.data import FolderSets, load_support
 from lightning_vfs.data.decode import decode, decode_all, extensions
 from lightning_vfs.data.folders import UnreadableImagesWarning
 from lightning_vfs.data.module import SmallClassWarning
+from tests.processes import run_together
 
 Write = Callable[..., Path]
 
@@ -255,21 +254,15 @@ def test_an_interrupted_decoding_goes_on_where_it_was(image_folder: Write, monke
 
 def test_jobs_that_start_together_wait_for_one_that_decodes(image_folder: Write, tmp_path: Path) -> None:
     root = ten_classes(image_folder)
-    script = (
+    (tmp_path / "job.py").write_text(
         "import sys; from lightning_vfs.data import FolderSets\n"
         "data = FolderSets(sys.argv[1], set_size=2, image_size=8, channels=1)\n"
         "print(*(int(x.unique()) for x in data.load().images))"
     )
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [job.communicate() for job in jobs]
+    jobs = run_together([[tmp_path / "job.py", root]] * 2, [{}] * 2)
     expected = " ".join(str(10 * i + j) for i in range(10) for j in range(3))
-    assert [output.strip() for output, _ in outputs] == [expected, expected]
-    assert sum("Decoding 30 images" in error for _, error in outputs) <= 1
+    assert [job.stdout.strip() for job in jobs] == [expected, expected], jobs[0].stderr
+    assert sum("Decoding 30 images" in job.stderr for job in jobs) <= 1
 
 
 def test_a_cache_that_cannot_be_written_is_found_before_anything_is_decoded(
