@@ -122,7 +122,7 @@ def _now(trainer: pl.Trainer) -> float:
 
 
 def _flops(pl_module: pl.LightningModule, batch: Any) -> int:
-    """Of the step on this batch; 0 for modules that are none of ours."""
+    """Of the step on this batch; 0 for other modules than VFSDDPM."""
     if not isinstance(pl_module, VFSDDPM):
         return 0
     sets, set_size = images_of(batch).shape[:2]

@@ -39,7 +39,7 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
 
 
 def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark, str, str]]:
-    """Kind, name and difference of every field, but for the figures, that is not the same in both."""
+    """Kind, name and difference of every field that is not the same in both, except the figures."""
     for name, hint in get_type_hints(type(a), include_extras=True).items():
         x, y = getattr(a, name), getattr(b, name)
         if is_dataclass(hint):

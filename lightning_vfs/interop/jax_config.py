@@ -200,7 +200,7 @@ def _refuse_other_networks(config: VFSConfig) -> None:
 def _cannot_express(state: str, lost: list[str]) -> str:
     return (
         f"The JAX system{state} cannot express this model: {'; '.join(lost)}. Sample it in JAX with "
-        "FlaxVFSDDPM.from_torch(model), which runs all of our models but those of latents, or train one with those "
+        "FlaxVFSDDPM.from_torch(model), which runs every model except those of latents, or train one with those "
         "options."
     )
 

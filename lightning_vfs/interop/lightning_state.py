@@ -1,4 +1,4 @@
-"""Training states as Lightning checkpoints, from which `fit --ckpt_path` goes on."""
+"""Training states as Lightning checkpoints, which `fit --ckpt_path` resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_lightning(state: TrainingState, path: str | Path) -> None:
     trainer.strategy.optimizers = [optimizer]
     trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(_scheduler(model, optimizer, state.step))]
     epoch_loop = trainer.fit_loop.epoch_loop
-    # A checkpoint that is written within a step does not count it here yet; Lightning adds it when it goes on.
+    # A checkpoint that is written within a step does not count it here yet; Lightning adds it when it resumes.
     epoch_loop._batches_that_stepped = max(0, state.step - 1)
     progress = epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     progress.ready = progress.completed = state.step
@@ -83,7 +83,7 @@ def _optimizer(model: VFSDDPM, state: TrainingState) -> torch.optim.AdamW:
 
 
 def _scheduler(model: VFSDDPM, optimizer: torch.optim.AdamW, step: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """A schedule that has come to a step; its rates are made when the run goes on, which knows where it ends."""
+    """A schedule that has reached a step; its rates are computed by the resumed run, which knows where it ends."""
     factor = functools.partial(warmup_cosine, warmup_steps=0, decay_steps=1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scheduler.last_epoch = step

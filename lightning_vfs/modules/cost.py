@@ -82,7 +82,7 @@ class _Operations(TorchDispatchMode):
 def activation_bytes(
     config: VFSConfig, sets: int = 1, precision: torch.dtype = torch.float32, checkpoint_activations: bool = False
 ) -> int:
-    """Bytes that a training step keeps from its forward pass for its backward pass, beside weights and gradients.
+    """Bytes that a training step keeps from its forward pass for its backward, besides weights and gradients.
 
     Every storage that autograd saves counts once, with fused attention and without compilation. With
     `checkpoint_activations` these are the blocks' inputs, and the largest block's own activations are added, which the

@@ -99,7 +99,7 @@ class FewShotGenerator(FewShotDiffusion):
         Raises:
             SetSizeMismatchError: a support is empty or larger than the model takes.
             ConfigError: an unknown sampler, an option out of range, or guidance without a null context.
-            ValueError: a support, or no support, for a model that takes none, or one; the same of labels.
+            ValueError: a support or label that the model does not take, or one that it needs and does not get.
         """
         sampling = replace(sampling, **options)
         index = index.to(self._weights_device)
@@ -223,8 +223,8 @@ class FewShotGenerator(FewShotDiffusion):
         """
         if self.config.latent.autoencoder:
             raise ConfigError(
-                "The variational bound of a model of latents is not one of 8-bit images: it has no bits per dimension. "
-                "Leave it out (vlb_images 0)."
+                "The variational bound of a model of latents says nothing about 8-bit images, so there are no bits per "
+                "dimension. Leave it out (vlb_images 0)."
             )
         if index.shape != x_0.shape[:1] or (
             support is not None and x_0.shape != (*support.shape[:1], *support.shape[2:])
@@ -252,7 +252,7 @@ class FewShotGenerator(FewShotDiffusion):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """No dropout inside, and the mode as it was outside."""
+        """Without dropout inside; the previous mode is restored afterwards."""
         was_training = self.training
         self.eval()
         try:

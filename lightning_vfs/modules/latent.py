@@ -82,7 +82,7 @@ class Autoencoder:
         return self._in_chunks(images, latents, height * width * self._downsampling**2)
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-        """`function` of x (b, ...), which stands for images of so many pixels, in float32 on x's device."""
+        """`function` of x (b, ...), which stands for images of that many pixels, in float32 on x's device."""
         if self._vae.device != x.device:
             # The first batch may be one of validation, and training cannot use tensors made in inference mode.
             with torch.inference_mode(False):
@@ -135,7 +135,7 @@ def _load(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} is damaged, or its {WEIGHTS} and {CONFIG} are not of the same autoencoder: {error}"
         ) from error
-    # diffusers leaves tensors that the file lacks as chance has it, and says so only in its log.
+    # diffusers leaves tensors that the file lacks at random values, and says so only in its log.
     for keys, problem in ((report["missing_keys"], "lacks"), (report["unexpected_keys"], "should not have")):
         if keys:
             raise CheckpointError(

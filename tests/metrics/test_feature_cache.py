@@ -189,7 +189,7 @@ def rewrite(change: Callable[[dict[str, Tensor]], Any], metadata: dict[str, str]
         (cut(0.01), ""),
         (cut(0.5), ""),
         (cut(0.99), ""),
-        (flip_a_bit, "its features are not those that it was written with"),
+        (flip_a_bit, "its features differ from those that were written"),
         (rewrite(lambda f: {k: v[:9] for k, v in f.items()}), r"is torch.float32 \(9, \d\), not torch.float32 \(10, "),
         (rewrite(lambda f: {k: v[:, :2] for k, v in f.items()}), r"is torch.float32 \(10, 2\), not"),
         (rewrite(lambda f: {k: v.double() for k, v in f.items()}), "is torch.float64"),
