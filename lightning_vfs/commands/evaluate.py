@@ -14,7 +14,7 @@ from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.data import SetDataModule
+from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.evaluation.record import FILE_NAME
 
 DESCRIPTION = """Evaluate a checkpoint on classes trained on and on classes never trained on, as FIDCallback does.

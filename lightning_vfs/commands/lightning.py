@@ -25,7 +25,7 @@ from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.data import SetDataModule
+from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from lightning_vfs.core.errors import ConfigError, VFSError
+
+ABANDONED_SECONDS = 60.0
+"""Age from which a temporary file of a process that is no longer there is removed."""
 
 
 @contextmanager
@@ -31,7 +37,9 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         OSError: the folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    mine = f".{path.name[:40]}.{socket.gethostname()[:20]}"
+    _remove_abandoned(path.parent, mine)
+    temporary = path.with_name(f"{mine}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     temporary.touch()
     permissions = temporary.stat().st_mode  # as the user's umask says, which not every writer follows
     temporary.unlink()
@@ -47,6 +55,19 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that were killed have left: a killed run would leave a checkpoint each."""
+    for left in folder.glob(f"{glob.escape(prefix)}.*.*.tmp"):
+        try:
+            abandoned = time.time() - left.stat().st_mtime > ABANDONED_SECONDS
+            os.kill(int(left.name.split(".")[-3]), 0)
+        except (ProcessLookupError, OverflowError):
+            if abandoned:
+                left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError):
+            continue  # gone meanwhile, or of another user
 
 
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,23 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "file").read_text() == "one"
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import os, pathlib, sys; from lightning_vfs.core.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as file: file.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "last.ckpt")], check=False)
+    with replacing(tmp_path / "other") as other:
+        other.touch()
+    assert len(os.listdir(tmp_path)) == 3, "they may be copied, or of a clock that differs: not at once"
+    monkeypatch.setattr("lightning_vfs.core.files.ABANDONED_SECONDS", -1.0)
+    with replacing(tmp_path / "last.ckpt") as whole, replacing(tmp_path / "last.ckpt") as beside:
+        whole.write_text("whole")
+        beside.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "other"]
 
 
 def test_the_hash_of_a_file(tmp_path: Path) -> None:
