@@ -199,7 +199,7 @@ class FIDCallback(Callback):
 
 
 def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRecord:
-    """Whose weights are evaluated: those that are trained, their average, or a checkpoint's."""
+    """Which weights are evaluated: the trained ones, the averaged ones, or a checkpoint's."""
     fitting, averaging = trainer.state.fn == TrainerFn.FITTING, averaging_of(trainer)
     averaged = averaging is not None and averaging.holds(pl_module)
     record = model_record(pl_module, None if fitting else trainer.ckpt_path)

@@ -26,8 +26,8 @@ class DenoiserConfig:
         heads: attention heads.
         mlp_ratio: of a `dit`, hidden width of the feed-forward layers over `dim`.
         patch_size: of a `dit`, height and width of a patch in pixels.
-        conditioning: `film`, the context modulates every block together with the timestep; or `lag`, the timestep
-            alone does, and the blocks attend to the context's tokens.
+        conditioning: `film`, the context modulates every block together with the timestep; or `lag`, only the
+            timestep does, and the blocks attend to the context's tokens.
         film: the projected context is added to the timestep embedding (`add`), or both are concatenated and
             projected (`concat`).
         context_tokens: with `lag`, the context's tokens are averaged in this many groups of neighbours; 0 keeps all.

@@ -19,7 +19,7 @@ import numpy as np
 from lightning_vfs.core.errors import ConfigError, VFSError
 
 ABANDONED_SECONDS = 60.0
-"""Age from which a temporary file of a process that is no longer there is removed."""
+"""Age from which a temporary file of a process that no longer exists is removed."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what processes of this machine that were killed have left: a killed run would leave a checkpoint each."""
+    """Remove temporary files of killed processes of this machine: each could be as large as a checkpoint."""
     for left in folder.glob(f"{glob.escape(prefix)}.*.*.tmp"):
         try:
             abandoned = time.time() - left.stat().st_mtime > ABANDONED_SECONDS
@@ -67,7 +67,7 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
             if abandoned:
                 left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, ignore_errors=True)
         except (OSError, ValueError):
-            continue  # gone meanwhile, or of another user
+            continue  # removed meanwhile, or of another user
 
 
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:

@@ -63,7 +63,7 @@ class JSONRecord:
         return record
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON for people to read; the file appears complete, in place of one that is there.
+        """Write as JSON for people to read; the file appears complete, and replaces an existing one.
 
         Raises:
             EvaluationError: it cannot be written.

@@ -22,7 +22,7 @@ class Reason(NamedTuple):
 
     Attributes:
         effect: what another value does to the figures.
-        option: of some metrics or models alone: its value is None, and not compared, where it does not apply.
+        option: only of some metrics or models: its value is None, and not compared, if it does not apply.
     """
 
     effect: str
@@ -48,7 +48,7 @@ class Figure:
 
     Args:
         value: NaN where generated images were not finite.
-        floor: the same metric between two disjoint sets of real images; None where there is none.
+        floor: the same metric between two disjoint sets of real images; None if there is none.
         floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
         chance: what guessing gives, of an accuracy.
     """
@@ -68,7 +68,7 @@ class ModelRecord:
         checkpoint_sha256: of that file.
         global_step: optimizer steps that it was trained for; None where it is not known.
         weights: the averaged ones (EMA), or those that the optimizer steps.
-        averaging_decay: decay of the average, where it is known; and whether it warmed up to it.
+        averaging_decay, averaging_warmup: of the average, if they are known.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
     """
 
@@ -188,7 +188,7 @@ class MetricsRecord:
         isc_splits: parts that the Inception score is the mean of.
         isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
-        few_shot_way: classes that the figure of the plain name few_shot_accuracy chooses among; others say theirs.
+        few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]

@@ -73,7 +73,7 @@ class FlaxVFSDDPM:
         """Model of a folder as `VFSDDPM.save_pretrained` writes it, or of a Hugging Face hub id.
 
         Warns:
-            StaleSetSizeWarning: the configuration states another set size than the weights, whose is taken.
+            StaleSetSizeWarning: the configuration states another set size than the weights, which override it.
 
         Raises:
             CheckpointError: there is no such folder, or it does not hold a lightning_vfs model.
@@ -146,7 +146,7 @@ class FlaxVFSDDPM:
         """Training loss of a batch, a scalar: a pure function of its arguments, for `jax.grad` and `jax.jit`.
 
         Args:
-            params: in place of the model's own.
+            params: used instead of the model's own.
             x_set: (b, n, c, h, w) in [-1, 1].
             t: int (b,), one timestep per set.
             noise: standard normal, shaped like x_set.

@@ -37,12 +37,12 @@ def from_jax(
 
     Args:
         path: an Orbax checkpoint folder, a flat safetensors file, or a Flax msgpack file.
-        ema: take `ema_params` in place of `params`.
+        ema: use the averaged weights, `ema_params`, instead of `params`.
         cfg: the system's flat configuration, for a file that holds none.
         replica: which replica to take of a run whose devices hold different weights; by default they must agree.
 
     Returns:
-        The model; the weights' set size wins over a stale `sample_size`, with a warning.
+        The model; the weights' set size overrides a stale `sample_size`, with a warning.
 
     Raises:
         CheckpointError: the file is damaged or something else, its configuration has an option that is not known here,
@@ -172,7 +172,7 @@ def _refuse_different_replicas(trees: Trees, count: int, path: Path) -> None:
 
 
 def write_jax(state: TrainingState, path: str | Path) -> None:
-    """Write a training state as the JAX system's trainer does; see `to_jax`, which writes a model alone.
+    """Write a training state as the JAX system's trainer does; see `to_jax`, which writes only a model.
 
     Raises:
         ConfigError: the system cannot express the model; the message names the options.
@@ -215,7 +215,7 @@ def _whole_tree(state: TrainingState, cfg: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = leaf
-    # The state of optax.adamw: of its three transformations the first alone has one.
+    # The state of optax.adamw: only the first of its three transformations has one.
     adam = tree["opt_state"]["0"] | {"count": tree["step"]}
     return tree | {
         "step": state.step,

@@ -23,7 +23,7 @@ def parameter_table(config: VFSConfig) -> ParameterTable:
     """All parameters of a model, in the order in which images go through it.
 
     Raises:
-        ConfigError: a network of the user's own, whose parameters are not known here.
+        ConfigError: a custom network, whose parameters are unknown here.
     """
     table, encoder = ParameterTable(), config.encoder
     for architecture in (encoder.architecture, config.denoiser.architecture):

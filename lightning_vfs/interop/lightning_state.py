@@ -22,7 +22,7 @@ from lightning_vfs.training.state import Moments, TrainingState, arrays, tensors
 
 
 def write_lightning(state: TrainingState, path: str | Path) -> None:
-    """Write a checkpoint as a run would that has got this far: weights, their average, AdamW's moments, the step.
+    """Write a checkpoint as a run at this step would: raw and averaged weights, AdamW's moments, the step.
 
     The optimizer's settings are VFSDDPM's defaults, which flags of `fit` replace.
     """
@@ -44,7 +44,7 @@ def write_lightning(state: TrainingState, path: str | Path) -> None:
 
 
 def _quiet_trainer(callbacks: list[Callback]) -> pl.Trainer:
-    """A trainer that writes checkpoints, and does not tell of the machine as if it were to train."""
+    """A trainer that only writes checkpoints, without messages about devices."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -109,7 +109,7 @@ def read_lightning(path: str | Path) -> TrainingState:
 
 
 def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:
-    """AdamW's moments by name, zero for buffers; None where the optimizer has taken no step."""
+    """AdamW's moments by name, zero for buffers; None if the optimizer has taken no step."""
     states = checkpoint.get("optimizer_states") or [{"state": {}}]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_adamw(model, model.optimizer_config, fused=False).param_groups

@@ -1,4 +1,4 @@
-"""What a training step costs in operations and memory, counted from the shapes alone: nothing is computed."""
+"""What a training step costs in operations and memory, counted from shapes: nothing is computed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _update_operations(model: nn.Module) -> int:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts operations that are no views."""
+    """Counts operations other than views."""
 
     count = 0
 

@@ -83,7 +83,7 @@ class FewShotGenerator(FewShotDiffusion):
         label: Int[Tensor, " b"] | None = None,
         **options: Any,
     ) -> Float[Tensor, "b c h w"]:
-        """One image for each condition; its noise depends on its global index and the seed alone.
+        """One image for each condition; its noise depends only on its global index and the seed.
 
         Args:
             support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines without one.
@@ -204,7 +204,7 @@ class FewShotGenerator(FewShotDiffusion):
     ) -> BitsPerDim:
         """Variational bound of images given their supports, in bits per dimension (Nichol and Dhariwal 2021, eq. 4).
 
-        The noise of an image at a timestep depends on its global index, the timestep and the seed alone. With a
+        The noise of an image at a timestep depends only on its global index, the timestep and the seed. With a
         variational context the figure is that of its posterior's mode, and the context's own KL is not in it.
 
         Args:
@@ -212,7 +212,7 @@ class FewShotGenerator(FewShotDiffusion):
             support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; without the image itself. None for
                 the baselines without one.
             index: int64 (b,), global indices of the images.
-            steps: timesteps of the process that are taken; all by default. Fewer of them are another, coarser model.
+            steps: timesteps of the process that are taken; all by default. Fewer give a different, coarser model.
             seed: seed of the noise.
             label: int64 (b,), training classes, for class-conditional models.
 

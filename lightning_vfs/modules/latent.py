@@ -1,4 +1,4 @@
-"""A frozen autoencoder between images and latents. Its weights are no part of the model's."""
+"""A frozen autoencoder between images and latents. Its weights are not part of the model's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Diffusion's."""
 class Autoencoder:
     """Images to latents and back by diffusers' AutoencoderKL, in evaluation mode and always in float32.
 
-    It is no torch module, so that a model which holds it has its weights neither in checkpoints nor in the optimizer;
+    It is not a torch module, so neither checkpoints nor the optimizer of a model that holds it include its weights;
     copies of the model, such as an average of its weights, share it.
 
     Args:

@@ -132,7 +132,7 @@ class VFSDDPM(SetContractModule):
         )
 
     origin: str | None = None
-    """Whose weights it has, and of which step, where they are a checkpoint's: such as `raw weights of step 400`."""
+    """Which weights it has, and of which step, if they come from a checkpoint, such as `raw weights of step 400`."""
 
     takes_raw_weights = False
     """From checkpoints with averaged weights, take the raw ones."""
@@ -206,7 +206,7 @@ class VFSDDPM(SetContractModule):
         self._guard.settle(self)
         averaging = None if self.attached_trainer is None else averaging_of(self.attached_trainer)
         if averaging is not None and "averaging_state" not in checkpoint:
-            # Lightning does not ask callbacks where weights alone are saved.
+            # Lightning does not call callbacks if only weights are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
         if self._guard.skipped:
@@ -405,7 +405,7 @@ class VFSDDPM(SetContractModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, raw: bool = False, **kwargs: Any
     ) -> VFSDDPM:
-        """Model of a Lightning checkpoint, with the averaged weights where the run averaged them.
+        """Model of a Lightning checkpoint, with the averaged weights if the run averaged them.
 
         Args:
             checkpoint_path: a file that a run wrote.
@@ -439,5 +439,5 @@ class VFSDDPM(SetContractModule):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json` into a folder, which is made if need be."""
+        """Write `model.safetensors` and `config.json` into a folder, which is made if necessary."""
         save_pretrained(self.config, self.state_dict(), folder)

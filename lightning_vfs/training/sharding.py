@@ -28,7 +28,7 @@ _METHODS = ("training_step", "validation_step", "test_step", "encode", "generate
 
 
 _WEIGHTS = ("state_dict", "current_model_state")
-"""Parts of a checkpoint that hold weights: the model's, or their average and the model's."""
+"""Parts of a checkpoint that hold weights: the averaged ones, if there are any, and the raw ones."""
 
 
 def check_strategy(strategy: Strategy) -> None:

@@ -165,8 +165,8 @@ def test_supports_and_options_that_cannot_work_are_refused_as_by_torch(tiny_mode
 @pytest.mark.parametrize(
     ("encoder", "condition", "said"),
     [
-        ({}, {}, "conditioned on a support"),
-        ({}, {"support": supports(2), "label": 1}, "conditioned on a support"),
+        ({}, {}, "is conditioned on a support"),
+        ({}, {"support": supports(2), "label": 1}, "is conditioned on a support"),
         (CLASS_LABEL, {}, "give it `label`"),
         (CLASS_LABEL, {"label": 3}, "There is no class 3"),
         (CLASS_LABEL, {"support": supports(2), "label": 1}, "not conditioned on a support"),

@@ -196,8 +196,8 @@ def rewrite(change: Callable[[dict[str, Tensor]], Any], metadata: dict[str, str]
         (rewrite(lambda f: {"features": f["features"]}), "it has the layers features, not features, logits"),
         (rewrite(lambda f: f["logits"][3, 1].fill_(torch.nan) and None), "layer logits has values that are not finite"),
         (rewrite(lambda f: f["logits"][3, 1].fill_(torch.inf) and None), "layer logits has values that are not finite"),
-        (rewrite(lambda f: None, {"extractor": "other"}), "its features are not those"),
-        (lambda path: save_file(load_file(path), path), "its features are not those"),
+        (rewrite(lambda f: None, {"extractor": "other"}), "its features differ from those"),
+        (lambda path: save_file(load_file(path), path), "its features differ from those"),
         (lambda path: (path.unlink(), path.mkdir()), ""),
     ],
     ids=[

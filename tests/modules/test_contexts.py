@@ -230,7 +230,7 @@ def test_what_a_model_is_not_conditioned_on_is_refused_and_not_ignored(tiny_mode
         few_shot.sample(steps=2)
     with pytest.raises(ValueError, match="is conditioned on a support"):
         few_shot.sample(SUPPORT, label=1, steps=2)
-    with pytest.raises(ValueError, match="no support"):
+    with pytest.raises(ValueError, match="not conditioned on a support"):
         by_label.encode(SUPPORT)
 
 
