@@ -36,7 +36,7 @@ def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_an_unknown_subcommand_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) == 2
-    assert "no subcommand 'train'; take one of fit, validate" in capsys.readouterr().err
+    assert "no subcommand 'train'; use one of fit, validate" in capsys.readouterr().err
 
 
 # -- the contract, through the CLI in a process of its own ------------------------------------------------------------

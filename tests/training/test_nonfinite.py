@@ -262,7 +262,7 @@ def test_gradients_alone_can_be_bad(images: Path) -> None:
         (
             SteepWithoutContrast,
             6,
-            r"; its 6 sets:(\n  \w+ \(set \d\), timestep .*){5}\n  and 1 more\nThe weights are as",
+            r"; its 6 sets:(\n  \w+ \(set \d\), timestep .*){5}\n  and 1 more\nThe weights are those",
         ),
         (
             OwnStep,
