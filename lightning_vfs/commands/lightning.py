@@ -23,14 +23,11 @@ from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
-from lightning_vfs.core.config import SetConfig, VFSConfig
+from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
-
-DATA_FIELDS = ("set_size", "image_size", "channels")
-"""What data and model must agree on; given once, on the data."""
 
 
 class VFSCLI(LightningCLI):
