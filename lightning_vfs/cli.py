@@ -21,16 +21,16 @@ SUBCOMMANDS = {
     "validate": "evaluate a checkpoint: loss on validation classes, FID by the callback",
     "test": "evaluate a checkpoint: loss on test classes, FID by the callback",
     "predict": "generate one image for every test set",
-    "evaluate": "all figures of a checkpoint, without a training configuration at hand",
+    "evaluate": "all figures of a checkpoint, without a training configuration",
     "data": "show a folder of images as training sees it, before training",
     "sample": "generate images of a class from a folder of a few of its images",
-    "convert": "turn a checkpoint of Lightning or of the JAX system into another",
-    "compare": "put two evaluations side by side, and say whether they are comparable",
+    "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
+    "compare": "show two evaluations side by side, and say whether they are comparable",
 }
 
 ON_ALL_RANKS = (ConfigError, CheckpointError, SetSizeMismatchError, ClassMismatchError, NonFiniteLossError)
-"""Errors that all processes of a machine raise alike, for the same arguments and files or after they have compared: the
-first one prints them. Others may be of one process alone, such as that of an image which it reads."""
+"""Errors that all processes of a machine raise alike, from the same arguments and files or after a comparison: the
+first one prints them. Others may concern a single process, such as an image that only this one reads."""
 
 HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
 
@@ -43,7 +43,7 @@ options:
   -h, --help   show this message
   --version    show the version
 
-Every subcommand explains itself: lightning-vfs SUBCOMMAND --help
+Help on a subcommand: lightning-vfs SUBCOMMAND --help
 --config takes a file, or the name of a configuration that comes with the package, such as
 glyphs, folders, unet, baselines/unconditional or scale/one_node (a wrong name lists them all).
 Start with:  lightning-vfs fit --config glyphs
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = args
     if name not in SUBCOMMANDS:
-        print(f"lightning-vfs: there is no subcommand {name!r}; take one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
+        print(f"lightning-vfs: there is no subcommand {name!r}; use one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
         return 2
     from lightning_vfs.commands import configurations
     from lightning_vfs.commands.quiet import quiet

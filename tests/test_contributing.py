@@ -78,7 +78,7 @@ def test_one_of_each_from_outside(outside: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     in_jax = ["--framework=jax", "--pretrained=model", "--support=path/to/images/cat", "--out=jax"]
     assert main(["sample", *in_jax]) == 1
-    assert "my_package.MeanEncoder is a torch module of your own: there is no such" in capsys.readouterr().err
+    assert "my_package.MeanEncoder is a custom torch module: there is no such" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

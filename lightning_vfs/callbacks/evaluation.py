@@ -1,4 +1,4 @@
-"""What callbacks that generate images share: the state they evaluate in, and what they ask of the data."""
+"""What callbacks that generate images share: the state they evaluate in, and the data they need."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lightning_vfs.training.sharding import unsharded
 
 @contextmanager
 def evaluating(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Averaged weights, evaluation mode, no gradients and the trainer's precision inside; all as it was outside.
+    """Averaged weights, evaluation mode, no gradients and the trainer's precision inside; all is restored afterwards.
 
-    So are the global random number generators: training goes on as if nothing had been evaluated. All ranks enter,
-    since the parameters of a sharded model are gathered; inside, each may do something else.
+    So are the global random number generators: the evaluation does not change the training. All ranks must enter,
+    because the parameters of a sharded model are gathered; inside, each may do something else.
     """
     with (
         undisturbed(pl_module),

@@ -30,19 +30,19 @@ from lightning_vfs.training.averaging import averaging_of, weights_in_words
 class FIDCallback(Callback):
     """Evaluate generated images on classes trained on (`in`) and on classes never trained on (`out`).
 
-    Image i of N is generated from the support of episode i with noise of (seed, i), by the averaged weights if there
+    Image i of N is generated from the support of episode i with noise of (seed, i), with the averaged weights if there
     are any, and compared with the real images of the split. The baselines without a support are evaluated on the same
-    episodes: a class-conditional model generates their classes, `in` alone, and an unconditional one whatever it does,
-    with a few_shot_accuracy about chance. It logs `fid/in` and `fid/out` (Heusel et al. 2017), which
-    are the figures of torch-fidelity's command on the same images, and `few_shot_accuracy/in` and `/out`, with the
-    figure of real images as `few_shot_accuracy/in_real` and `/out_real`. With another extractor than Inception the
-    names carry it: `fid[glyph-cnn]/out`. Figures do not depend on the number of ranks or on `batch_size`. Every
-    evaluation writes `fid.json` beside the run's checkpoints: the figures, each with its floor between real images, and
-    all that they depend on (`lightning-vfs compare` tells whether two such records are comparable).
+    episodes: a class-conditional model generates their classes, only for `in`; an unconditional one ignores them, with
+    a few_shot_accuracy about chance. It logs `fid/in` and `fid/out` (Heusel et al. 2017), which equal the figures of
+    torch-fidelity's command on the same images, and `few_shot_accuracy/in` and `/out`, with the figure of real images
+    as `few_shot_accuracy/in_real` and `/out_real`. With an extractor other than Inception, the names include it:
+    `fid[glyph-cnn]/out`. Figures do not depend on the number of ranks or on `batch_size`. Every evaluation writes
+    `fid.json` next to the run's checkpoints: the figures, each with its floor between real images, and everything they
+    depend on (`lightning-vfs compare` says whether two such records are comparable).
 
-    It runs at the end of validation and of testing, in `trainer.validate` and `trainer.test` always, in `trainer.fit`
-    by the two intervals; all that can be checked is checked before training starts. `out` looks at the test split
-    during training, as papers of this field report it: leave it out of `splits` to choose a model without it. A
+    It runs at the end of validation and of testing: always in `trainer.validate` and `trainer.test`, in `trainer.fit`
+    at the two intervals. Everything that can be checked is checked before training starts. `out` uses the test split
+    during training, as papers of this field report it: leave it out of `splits` to select a model without it. A
     ModelCheckpoint that monitors a figure needs it at every validation: `every_n_epochs=1`.
 
     Args:
@@ -50,7 +50,7 @@ class FIDCallback(Callback):
         every_n_steps: evaluate after every n-th optimizer step, too.
         metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`).
         num_images: images to generate per split, at least 2.
-        num_real_images: real images per split: all, or so many, drawn by seed.
+        num_real_images: real images per split, drawn by seed; None for all.
         splits: of `in` and `out`.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
         sampler: `ddim`, `ddpm` or `dpmpp_2m`.
@@ -70,7 +70,7 @@ class FIDCallback(Callback):
             dimension; 0 leaves it out. A model of latents has none.
         vlb_steps: timesteps of that bound; all by default.
         save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
-        record: file of the record; None is `fid.json` beside the checkpoints.
+        record: file of the record; None is `fid.json` next to the checkpoints.
 
     Raises:
         ConfigError: an option is out of range.
@@ -203,7 +203,7 @@ class FIDCallback(Callback):
 
 
 def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRecord:
-    """Whose weights are evaluated: those that are trained, their average, or a checkpoint's."""
+    """Which weights are evaluated: the trained ones, the averaged ones, or a checkpoint's."""
     fitting, averaging = trainer.state.fn == TrainerFn.FITTING, averaging_of(trainer)
     averaged = averaging is not None and averaging.holds(pl_module)
     record = model_record(pl_module, None if fitting else trainer.ckpt_path)
@@ -220,9 +220,9 @@ def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRe
 
 
 def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer) -> Path:
-    """The file that was asked for, or `fid.json` beside the checkpoint that is evaluated or those that the run writes.
+    """The file that was asked for, or `fid.json` next to the evaluated checkpoint or those that the run writes.
 
-    To be called by all ranks: Lightning tells the folder of its logs from the first to the others.
+    All ranks call it, because Lightning broadcasts its log folder from the first rank.
     """
     if record is not None:
         return Path(record)

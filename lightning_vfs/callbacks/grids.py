@@ -1,4 +1,4 @@
-"""SampleGridCallback: pictures of supports and of what the model makes of them."""
+"""SampleGridCallback: pictures of supports and of what the model generates from them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from lightning_vfs.training.averaging import weights_in_words
 
 
 class SampleGridCallback(Callback):
-    """Show what the model generates from supports of some classes of a split, every so often.
+    """Show what the model generates from supports of some classes of a split, at an interval.
 
-    The same classes, supports and noise every time, by the averaged weights if there are any: the caption says whose
-    weights, and of which step. A class-conditional model
-    shows classes of the training split beside real images of them; an unconditional one generated images alone. The
-    picture goes to `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of
-    validation and of testing (`validate.png`, `test.png`).
+    It uses the same classes, supports and noise every time, and the averaged weights if there are any: the caption says
+    which weights, and of which step. For a class-conditional model the rows are classes of the training split, with
+    real images on the left; for an unconditional one there are only generated images. The picture goes to
+    `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of validation and
+    of testing (`validate.png`, `test.png`).
 
     Args:
         every_n_epochs: make a picture at every validation of each n-th epoch of training.
@@ -117,8 +117,8 @@ class SampleGridCallback(Callback):
         check_model(pl_module, data, self.sampling)
         if pl_module.config.encoder.condition == "label" and self.split != "train":
             raise EvaluationError(
-                f"SampleGridCallback.split is {self.split!r}, but a class-conditional model has contexts of its "
-                "training classes alone: set it to 'train'."
+                f"SampleGridCallback.split is {self.split!r}, but a class-conditional model has contexts only for its "
+                "training classes: set it to 'train'."
             )
 
     def _picture(self, data: SetDataModule, pl_module: Any) -> Tensor:
@@ -142,7 +142,7 @@ class SampleGridCallback(Callback):
 
 
 def _log_image(logger: Any, key: str, picture: Tensor, step: int) -> None:
-    """Hand the picture to a Lightning logger, if it takes any: `log_image` (Wandb), or TensorBoard's `add_image`."""
+    """Pass the picture to a Lightning logger, if it takes any: `log_image` (Wandb), or TensorBoard's `add_image`."""
     if hasattr(logger, "log_image"):
         logger.log_image(key=key, images=[to_pil_image(picture)], step=step)
     elif hasattr(getattr(logger, "experiment", None), "add_image"):

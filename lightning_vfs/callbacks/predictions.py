@@ -14,7 +14,7 @@ from lightning_vfs.data.pictures import sample_grid, save_png
 
 
 class PredictionWriter(Callback):
-    """Write each predicted set as a picture, its support beside the image generated from it.
+    """Write each predicted set as a picture, its support next to the image generated from it.
 
     Pictures are called `<index>.png` by the set's global index, so that ranks write into one folder.
 

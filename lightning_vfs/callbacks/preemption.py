@@ -1,4 +1,4 @@
-"""PreemptionCheckpoint: a run that is told to end writes a checkpoint first, and goes on from it exactly."""
+"""PreemptionCheckpoint: a run that must end writes a checkpoint first, and resumes from it exactly."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from lightning_vfs.training.resuming import (
 class PreemptionCheckpoint(Callback):
     """Write `last.ckpt` and end the run on SIGTERM, and on the signal by which SLURM announces a job's end.
 
-    A signal is only noted when it comes. At the end of the next training batch that steps the optimizer, when no
-    gradient is half accumulated and no average is in the place of the weights, all ranks write the checkpoint together;
-    one rank that was told is enough. It goes to the folder of the first ModelCheckpoint, or to `checkpoints` in the
-    trainer's root where there is none. What is due after that step, such as a validation, is still done and logged,
-    and then the run ends: the process exits with 143 (128 + 15) after SIGTERM. Further signals change nothing. A
-    signal that comes during a validation or an evaluation waits for that, and for the next training step.
+    A signal is only noted when it arrives. At the end of the next training batch that steps the optimizer, when no
+    gradient is half accumulated and the model has its raw weights, all ranks write the checkpoint together, even if
+    only one rank received the signal. It goes to the folder of the first ModelCheckpoint, or to `checkpoints` in the
+    trainer's root if there is none. What is due after that step, such as a validation, is still done and logged, and
+    then the run ends: the process exits with 143 (128 + 15) after SIGTERM. Further signals change nothing. A signal
+    that arrives during a validation or an evaluation waits for its end, and for the next training step.
 
-    Where the trainer's SLURMEnvironment requeues (its default), it also listens to its `requeue_signal` (SIGUSR1) and
-    has the job requeued as soon as the checkpoint is written: exit status 0, or 138 (128 + 10) if SLURM refused.
+    If the trainer's SLURMEnvironment requeues (its default), it also listens to its `requeue_signal` (SIGUSR1) and
+    requeues the job as soon as the checkpoint is written: exit status 0, or 138 (128 + 10) if SLURM refused.
 
-    A run that is resumed with this callback equals one that was never interrupted, whatever ended it, and wherever a
-    ModelCheckpoint has saved; `resuming.py` says where Lightning alone would differ.
+    A run resumed with this callback reproduces the uninterrupted run, whatever ended it, and wherever a ModelCheckpoint
+    has saved; `resuming.py` has the cases in which Lightning alone would differ.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._signal: int | None = None
         self._exit_status: int | None = None
-        self._told: HostFlag | None = None
+        self._reported: HostFlag | None = None
         self._requeue_signal = _requeue_signal(trainer)
-        # Last of all, after averages and the bookkeeping of other callbacks: their state is part of the checkpoint.
+        # Last, after averaging and the bookkeeping of other callbacks: their state is part of the checkpoint.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
@@ -64,7 +64,7 @@ class PreemptionCheckpoint(Callback):
         if trainer.state.fn == TrainerFn.FITTING and not ends_step(trainer):
             rank_zero_warn(
                 f"The checkpoint of step {trainer.global_step} is written while gradients are accumulated for the next "
-                "one, and lacks them: a run that goes on from it will differ. Let ModelCheckpoint save by "
+                "one, and lacks them: a run resumed from it will differ. Let ModelCheckpoint save by "
                 "`every_n_train_steps`, or validate at multiples of `accumulate_grad_batches`."
             )
 
@@ -77,15 +77,15 @@ class PreemptionCheckpoint(Callback):
         begin_next_epoch(trainer.fit_loop)
 
     def _listen(self, trainer: pl.Trainer) -> None:
-        """In place of Lightning's handlers, which act at once; it takes care to restore those that were before."""
+        """Replaces Lightning's handlers, which act at once; Lightning restores the previous ones."""
         if threading.current_thread() is not threading.main_thread():
-            rank_zero_warn("PreemptionCheckpoint hears no signals: Python gives them to the main thread alone.")
+            rank_zero_warn("PreemptionCheckpoint cannot receive signals: Python delivers them only to the main thread.")
             return
         for signum in (signal.SIGTERM, self._requeue_signal):
             if signum is not None:
                 signal.signal(signum, self._note)
-        # Before every batch Lightning tells all ranks whether rank 0 had a SIGTERM, for which they wait for the device.
-        # Its handler no longer gets one, so there is nothing to tell.
+        # Before every batch Lightning broadcasts whether rank 0 had a SIGTERM, for which all ranks wait for the device.
+        # Its handler no longer gets one, so there is nothing to broadcast.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
     def _note(self, signum: int, frame: Any) -> None:
@@ -98,21 +98,21 @@ class PreemptionCheckpoint(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        if self._is_told(trainer, batch_idx):
+        if self._is_signalled(trainer, batch_idx):
             self._save(trainer)
 
-    def _is_told(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        """Whether a rank has had a signal; the same on all ranks, which ask after the same step.
+    def _is_signalled(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        """Whether any rank has received a signal; the same on all ranks, which ask after the same step.
 
-        On a GPU the answer of one step is read after the next, so that it is not waited for; at once where something
-        else comes between.
+        On a GPU the answer of one step is read after the next, so that nothing waits for it; at once if something
+        else, such as a validation, comes in between.
         """
         if trainer.world_size == 1:
             return self._signal is not None
-        told = torch.tensor(self._signal is not None, dtype=torch.float32, device=trainer.strategy.root_device)
-        before, self._told = self._told, HostFlag(trainer.strategy.reduce(told, reduce_op="max") > 0)
+        signalled = torch.tensor(self._signal is not None, dtype=torch.float32, device=trainer.strategy.root_device)
+        before, self._reported = self._reported, HostFlag(trainer.strategy.reduce(signalled, reduce_op="max") > 0)
         more_comes_first = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
-        latest = self._told if not self._told.is_late or more_comes_first else None
+        latest = self._reported if not self._reported.is_late or more_comes_first else None
         return any(flag is not None and bool(flag) for flag in (before, latest))
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -126,14 +126,14 @@ class PreemptionCheckpoint(Callback):
         signum = self._requeue_signal if requeue and self._requeue_signal is not None else signal.SIGTERM
         rank_zero_info(
             f"{signal.Signals(signum).name}: step {trainer.global_step} is saved in {path}, and the run ends. "
-            "Go on with the same command and --ckpt_path last."
+            "Resume with the same command and --ckpt_path last."
         )
         requeued = requeue and trainer.strategy.broadcast(trainer.is_global_zero and _requeue())
         self._exit_status = 0 if requeued or _is_child(trainer) else 128 + signum
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self._exit_status is not None:
-            # With `save_on_exception` it would save again, after this batch was fetched: resuming would leave it out.
+            # With `save_on_exception` it would save again, after this batch was fetched: resuming would skip it.
             remember_last_save(trainer, trainer.global_step)
             raise SystemExit(self._exit_status)
 
@@ -150,7 +150,7 @@ def _path(trainer: pl.Trainer) -> str:
 
 
 def _requeue_signal(trainer: pl.Trainer) -> signal.Signals | None:
-    # The strategy of a single device does not say its environment, which may be one that does not requeue.
+    # The strategy of a single device does not expose its environment, which may not requeue.
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return environment.requeue_signal
@@ -164,7 +164,7 @@ def _is_child(trainer: pl.Trainer) -> bool:
 
 
 def _requeue() -> bool:
-    """Have SLURM put this job, or this task of an array, into its queue again; says so if it cannot."""
+    """Requeue this job, or this task of an array, in SLURM; warns if that fails."""
     job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -174,5 +174,5 @@ def _requeue() -> bool:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         rank_zero_warn(f"`scontrol requeue {job}` failed: {said}. Submit it again, with --ckpt_path last.")
         return False
-    rank_zero_info(f"SLURM has put job {job} into its queue again.")
+    rank_zero_info(f"SLURM has requeued job {job}.")
     return True

@@ -23,7 +23,7 @@ class RunProgressBar(ProgressBar):
     """The progress of the whole run: its optimizer steps, the time that is left, seconds per step, the last figures.
 
     Validation, testing, prediction and evaluation have one bar each, which vanishes when it is done. They are drawn on
-    standard error, and messages and warnings above them. Where standard error is no terminal, as in the log of a job,
+    standard error, and messages and warnings above them. If standard error is not a terminal, as in the log of a job,
     there is a plain line at most every 30 seconds and one at the end of training.
 
     Figures are those that were logged with `prog_bar=True`, as of the last step at which the trainer logs: between

@@ -1,4 +1,4 @@
-"""RunSummary: what a run begins with."""
+"""RunSummary: the first line of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_vfs.data.module import SetDataModule
 class RunSummary(ModelSummary):
     """Say what a run does and on what data: size of the model and its parts, device, precision, seed, checkpoint.
 
-    It takes the place of Lightning's table, whose sizes assume 32 bits and whose FLOPs are 0 without an example.
+    It replaces Lightning's table, whose sizes assume 32 bits and whose FLOPs are 0 without an example.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -20,7 +20,7 @@ from lightning_vfs.training.logged_steps import logs_now
 
 
 class ThroughputCallback(Callback):
-    """Log what training makes of the machine, every `log_every_n_steps` of the trainer, over the steps since the last.
+    """Log how well training uses the machine, every `log_every_n_steps` of the trainer, over the steps since the last.
 
     - `train/images_per_second_per_rank` and `train/images_per_second`, of all ranks.
     - `train/tflops_per_second_per_rank`: of the model, as `modules.cost.step_flops` counts them, in 10^12.
@@ -28,7 +28,7 @@ class ThroughputCallback(Callback):
       for GPUs that Lightning knows the rate of.
     - `train/data_wait_share`: seconds in which the training process waits for its next batch over all seconds (0 to 1);
       of the rank that waits longest, since the others wait for it. For the loaders of a SetDataModule.
-    - `train/peak_memory_gib`: most memory that tensors had since the last time, in GiB, of the rank that has most; on
+    - `train/peak_memory_gib`: peak memory of tensors since the last time, in GiB, on the rank with the most; on
       CUDA.
 
     The time does not include validation, nor the evaluations and pictures at its end; it does include what other
@@ -115,14 +115,14 @@ def _compute_dtype(trainer: pl.Trainer) -> torch.dtype:
 
 
 def _now(trainer: pl.Trainer) -> float:
-    """Seconds of the clock when the device has done what it was given."""
+    """Time at which the device has finished its work, in seconds."""
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize(trainer.strategy.root_device)
     return time.perf_counter()
 
 
 def _flops(pl_module: pl.LightningModule, batch: Any) -> int:
-    """Of the step on this batch; 0 for modules that are none of ours."""
+    """Of the step on this batch; 0 for other modules than VFSDDPM."""
     if not isinstance(pl_module, VFSDDPM):
         return 0
     sets, set_size = images_of(batch).shape[:2]

@@ -13,7 +13,7 @@ from lightning_vfs.evaluation.record import EvaluationRecord, Figure
 def compare(first: str, second: str) -> int:
     """Print the figures of two evaluations side by side, then whether they are comparable.
 
-    They are where nothing differs that changes the figures of one and the same model; otherwise every reason is named
+    They are comparable if nothing differs that changes the figures of the same model; otherwise every reason is named
     and the exit status is 1. A floor is the same figure between two disjoint sets of real images.
 
     Args:
@@ -41,7 +41,7 @@ def _table(a: dict[str, Figure], b: dict[str, Figure]) -> Table:
 
 
 def _print_table(table: Table) -> None:
-    # Names such as fid[glyph-cnn]/out are no markup, and a table in a file needs no terminal's width.
+    # Names such as fid[glyph-cnn]/out are not markup, and a table in a file does not need a terminal's width.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 200

@@ -17,10 +17,10 @@ def names() -> list[str]:
 
 
 def resolve(args: Sequence[str]) -> list[str]:
-    """Arguments with the path of a packaged configuration for every `--config` that names one and no file.
+    """Arguments with the path of a packaged configuration for every `--config` that names one and not a file.
 
-    `glyphs`, `glyphs.yaml` and `configs/glyphs.yaml` name the same one; YAML text in place of a name is left
-    alone.
+    `glyphs`, `glyphs.yaml` and `configs/glyphs.yaml` name the same one; YAML text instead of a name stays
+    unchanged.
 
     Raises:
         ConfigError: there is neither such a file nor such a packaged configuration.

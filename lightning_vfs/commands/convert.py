@@ -32,15 +32,15 @@ def convert(
     """Turn a checkpoint into another: give one of `ckpt_path`, `from_jax` and `pretrained`.
 
     Args:
-        out: the file or folder to write; by default the source's name with the format's suffix, where you are.
+        out: the file or folder to write; by default the source's name with the format's suffix, in the current folder.
         ckpt_path: a Lightning checkpoint.
         from_jax: a checkpoint of the JAX system: an Orbax folder, a flat safetensors or a Flax msgpack file.
         pretrained: a folder with model.safetensors and config.json, or a hub id.
         to: `pretrained` (a folder with model.safetensors and config.json, for sampling), `ckpt` (a Lightning
-            checkpoint, for `fit --ckpt_path`: weights, their average, AdamW's moments and the step), `orbax` or
+            checkpoint, for `fit --ckpt_path`: raw and averaged weights, AdamW's moments and the step), `orbax` or
             `safetensors` (for the JAX system).
-        raw: `pretrained` takes the weights as they were trained, instead of their average.
-        cfg: JSON file with the JAX system's flat configuration, for a checkpoint that holds none.
+        raw: `pretrained` takes the raw weights instead of the averaged ones.
+        cfg: JSON file with the JAX system's flat configuration, for a checkpoint without one.
         replica: which replica to take of a JAX run whose devices hold different weights.
     """
     given = {"--ckpt_path": ckpt_path, "--from_jax": from_jax, "--pretrained": pretrained}
@@ -49,7 +49,7 @@ def convert(
         got = ", ".join(flag for flag, _ in sources) or "none"
         raise ConfigError(f"Give one of {', '.join(given)} to say what to convert; got {got}.")
     source = Path(sources[0][1])
-    target = Path(out) if out else _beside(source, to)
+    target = Path(out) if out else _default_target(source, to)
     if ckpt_path:
         state = read_lightning(ckpt_path)
     elif from_jax:
@@ -74,15 +74,15 @@ def _read_json(path: str) -> dict[str, Any]:
         raise ConfigError(f"--cfg {path} cannot be read as JSON: {error}") from error
 
 
-def _beside(source: Path, to: str) -> Path:
-    """A name for what is written, where nothing is yet.
+def _default_target(source: Path, to: str) -> Path:
+    """A name in the current folder for what is written.
 
     Raises:
-        ConfigError: there is something of that name.
+        ConfigError: that name exists.
     """
     target = Path(source.name.removesuffix(source.suffix) + SUFFIXES[to])
     if target.exists():
-        raise ConfigError(f"{target} is there already: say with --out where to write.")
+        raise ConfigError(f"{target} exists already: say with --out where to write.")
     return target
 
 

@@ -17,11 +17,11 @@ NAMES_SHOWN = 8
 
 
 def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
-    """Print what the data is, and draw rows of a support and the image that it is to condition, for each split.
+    """Print what the data is, and draw rows of a support and its held-out image, for each split.
 
     Args:
         data: the folder.
-        out: folder of the pictures, `train.png` and so on, which is made if need be.
+        out: folder of the pictures, `train.png` and so on, which is made if necessary.
         num_classes: rows of a picture.
 
     Raises:
@@ -41,7 +41,7 @@ def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
         rows = np.sort(first)[:num_classes]
         picture = sample_grid(images.float(episodes.supports[rows]), images.float(episodes.targets[rows])[:, None])
         save_png(picture, out / f"{split}.png")
-        print(f"{split}: {out / f'{split}.png'} has {len(rows)} classes, each with a support and the image held out")
+        print(f"{split}: {out / f'{split}.png'} has {len(rows)} classes, each with a support and the held-out image")
     print(f"Train on it with: lightning-vfs fit --config configs/folders.yaml --data.root {data.root}")
 
 

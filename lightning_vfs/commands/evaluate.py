@@ -1,4 +1,4 @@
-"""lightning-vfs evaluate: all figures of a checkpoint, without a training configuration at hand."""
+"""lightning-vfs evaluate: all figures of a checkpoint, without a training configuration."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lightning_vfs.evaluation.record import FILE_NAME
 
 DESCRIPTION = """Evaluate a checkpoint on classes trained on and on classes never trained on, as FIDCallback does.
 
-The data is that of the run, by the config.yaml beside its checkpoints, unless --data names another. Writes fid.json
-beside the checkpoint. configs/eval/ has protocols: --config configs/eval/fsdm.yaml."""
+The data is that of the run, from the config.yaml of its checkpoints, unless --data names another. Writes fid.json
+next to the checkpoint. configs/eval/ has protocols: --config configs/eval/fsdm.yaml."""
 
 
 def _parser() -> ArgumentParser:
@@ -29,7 +29,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
     parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
     parser.add_argument("--autoencoder", type=str | None, default=None, help="its folder, for a model of latents")
-    parser.add_argument("--raw", type=bool, default=False, help="the weights themselves in place of their average")
+    parser.add_argument("--raw", type=bool, default=False, help="the raw weights instead of the averaged ones")
     parser.add_subclass_arguments(SetDataModule, "data", required=False, help="data set; by default the run's own")
     parser.add_class_arguments(FIDCallback, "fid", skip={"every_n_epochs", "every_n_steps"})
     for name, default in (("accelerator", "auto"), ("strategy", "auto"), ("precision", "32-true")):
@@ -42,7 +42,7 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
     """Evaluate as the options say; returns the trainer, whose `callback_metrics` are the figures.
 
     Raises:
-        CheckpointError: the file is no model of ours.
+        CheckpointError: the file does not hold a lightning_vfs model.
         SetSizeMismatchError: the data has sets of another size than the weights.
         EvaluationError: too few images or classes, or no weights for the extractor.
     """
@@ -75,7 +75,7 @@ def _data_of_run(ckpt_path: str | None) -> dict[str, Any]:
         raise ConfigError(f"A pretrained folder does not say what data to evaluate on: give {known}.")
     config = Path(ckpt_path).resolve().parent.parent / "config.yaml"
     if not config.is_file():
-        raise ConfigError(f"There is no configuration of the run ({config}) that says what the data is: give {known}.")
+        raise ConfigError(f"There is no configuration of the run ({config}) to take the data from: give {known}.")
     return yaml.safe_load(config.read_text())["data"]
 
 

@@ -21,9 +21,9 @@ from lightning_vfs.training.ranks import gather_objects
 LAST, LAST_IF_ANY = "last", "last_if_any"
 
 HELP = (
-    "A checkpoint to go on from (fit) or to take the weights from: a path; `last`, the newest that runs of this "
-    "configuration have written; or, for fit, `last_if_any`, which begins afresh where there is none: the same command "
-    "for a job's first start and for every restart."
+    "A checkpoint to resume (fit) or to take the weights from: a path; `last`, the newest that runs of this "
+    "configuration have written; or, for fit, `last_if_any`, which starts a new run if there is none: one command for "
+    "a job's first start and every restart."
 )
 
 
@@ -32,15 +32,15 @@ def last_checkpoint(asked: str, subcommand: str, trainer: Namespace) -> Path | N
 
     Args:
         asked: `last` or `last_if_any`.
-        subcommand: `fit` goes on from checkpoints with an optimizer's state alone.
-        trainer: the trainer's part of the configuration, as it was parsed.
+        subcommand: `fit` only resumes checkpoints with an optimizer's state.
+        trainer: the trainer's part of the configuration, as parsed.
 
     Returns:
-        None for `last_if_any` where there is none.
+        None for `last_if_any` if there is none.
 
     Raises:
         CheckpointError: there is none, and `last` asks for one.
-        ConfigError: `last_if_any` is no checkpoint to evaluate.
+        ConfigError: `last_if_any` does not name a checkpoint to evaluate.
     """
     if asked == LAST_IF_ANY and subcommand != "fit":
         raise ConfigError(f"--ckpt_path {LAST_IF_ANY} is for fit; {subcommand} takes a path or {LAST}.")
@@ -51,15 +51,15 @@ def last_checkpoint(asked: str, subcommand: str, trainer: Namespace) -> Path | N
         return found
     nothing = f"there is no checkpoint {' or '.join(os.path.join(folder, pattern) for folder, pattern in searched)}"
     if asked == LAST:
-        begin = f"; to begin afresh, leave --ckpt_path out, or give {LAST_IF_ANY}" if subcommand == "fit" else ""
+        begin = f"; to start a new run, leave --ckpt_path out, or give {LAST_IF_ANY}" if subcommand == "fit" else ""
         raise CheckpointError(f"--ckpt_path {LAST}: {nothing}. Give the path of one that is elsewhere{begin}.")
-    rank_zero_info(f"--ckpt_path {LAST_IF_ANY}: {nothing}; the run begins afresh.")
+    rank_zero_info(f"--ckpt_path {LAST_IF_ANY}: {nothing}; a new run starts.")
     return None
 
 
 def _newest(searched: list[tuple[Path, str]], whole: bool) -> Path | None:
     files = {file for folder, pattern in searched for file in folder.glob(pattern) if file.is_file()}
-    # Of one step there may be several, and `last` is written last.
+    # There may be several of one step; `last` is written last.
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name.startswith("last")), reverse=True):
         if not whole or "optimizer_states" in read_checkpoint(file):
             return file
@@ -70,7 +70,7 @@ def checkpoint_folders(trainer: Namespace) -> list[tuple[Path, str]]:
     """Folders where runs of this trainer configuration write checkpoints, and patterns of these in them.
 
     Raises:
-        CheckpointError: they follow from a logger whose folders are not known here.
+        CheckpointError: they depend on a logger whose folders are unknown here.
     """
     written_by = list(_model_checkpoints(trainer))
     given = [Path(options["dirpath"]).expanduser() for options in written_by if options.get("dirpath")]
@@ -83,7 +83,7 @@ def checkpoint_folders(trainer: Namespace) -> list[tuple[Path, str]]:
 
 
 def _place_by_logger(trainer: Namespace) -> tuple[Path, str]:
-    """The first logger decides where a ModelCheckpoint without a folder of its own writes."""
+    """The first logger decides where a ModelCheckpoint without its own folder writes."""
     logger = _loggers(trainer)[0]
     if logger is True:
         return _root(trainer) / "lightning_logs", "*/checkpoints/*.ckpt"
@@ -122,13 +122,13 @@ def _model_checkpoints(trainer: Namespace) -> Iterator[Namespace]:
 
 
 class SameCheckpoint(Callback):
-    """Refuse to go on where ranks have read different checkpoints, as file systems shared by nodes may show them.
+    """Refuse to run if ranks have read different checkpoints, as file systems shared by nodes may show them.
 
     Args:
         read: what this rank has read, in words.
 
     Raises:
-        CheckpointError: rank 0 has read another one; on every rank.
+        CheckpointError: the ranks have read different ones; on every rank.
     """
 
     def __init__(self, read: str) -> None:

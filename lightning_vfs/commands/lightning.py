@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: Lightning's CLI, with the set contract at its door."""
+"""fit, validate, test and predict: Lightning's CLI, with the set contract checked first."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 class VFSCLI(LightningCLI):
     """LightningCLI for VFSDDPM and the data modules.
 
-    The data's set size, image size and channels become the model's. Beside a checkpoint, the configuration is the
-    checkpoint's, flags decide on the optimizer and the like, and a flag that contradicts the weights is named.
-    `--ckpt_path last` is the newest checkpoint of this configuration's runs. `fit` writes one when it is told to end.
+    The data's set size, image size and channels become the model's. With a checkpoint, the model is the checkpoint's,
+    flags decide on the optimizer and the like, and a flag that contradicts the weights is an error that names it.
+    `--ckpt_path last` is the newest checkpoint of this configuration's runs. `fit` writes one when it gets SIGTERM.
 
     Raises:
         ConfigError: flags that contradict each other or the checkpoint.
-        CheckpointError: the file is no checkpoint of ours, or there is no last one.
+        CheckpointError: the file is not a lightning_vfs checkpoint, or there is no last one.
         SetSizeMismatchError: the checkpoint's weights and the data state different set sizes.
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        # Other ranks are started with sys.argv, so that is where the arguments have to be.
+        # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
         sys.argv = [before[0], *args]
         try:
@@ -61,7 +61,7 @@ class VFSCLI(LightningCLI):
                 trainer_defaults={"use_distributed_sampler": False},
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"overwrite": True},
-                # Without it every error is preceded by a usage of a hundred lines.
+                # Without it, a hundred lines of usage precede every error.
                 parser_kwargs={
                     name: {"usage": f"lightning-vfs {name} --config FILE [options]"} for name in self.subcommands()
                 },
@@ -77,7 +77,7 @@ class VFSCLI(LightningCLI):
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
 
     def _check_mesh(self) -> None:
-        """Refuse sizes of ModelParallelStrategy that are not those of the run."""
+        """Refuse sizes of ModelParallelStrategy that do not match the run."""
         trainer = self.trainer
         if not isinstance(trainer.strategy, ModelParallelStrategy):
             return
@@ -88,17 +88,17 @@ class VFSCLI(LightningCLI):
         ranks = trainer.num_nodes * trainer.num_devices
         if math.prod(sizes.values()) != ranks:
             raise ConfigError(
-                f"ModelParallelStrategy is given data_parallel_size {sizes['data_parallel_size']} and "
+                f"ModelParallelStrategy has data_parallel_size {sizes['data_parallel_size']} and "
                 f"tensor_parallel_size {sizes['tensor_parallel_size']}, but the run has {ranks} processes "
                 f"(--trainer.devices {trainer.num_devices}, --trainer.num_nodes {trainer.num_nodes}): set "
                 f"--trainer.strategy.init_args.data_parallel_size {ranks}."
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """With a bar and a summary of ours, unless the configuration has others or turns them off.
+        """Add RunProgressBar and RunSummary, unless the configuration has others or turns them off.
 
         Raises:
-            ConfigError: the trainer's options do not go together, or not on this machine.
+            ConfigError: the trainer's options do not work together, or not on this machine.
         """
         options = self.config_init[self.config_init["subcommand"]]["trainer"]
         given = options["callbacks"] or []
@@ -150,7 +150,7 @@ class VFSCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The one that is asked for alone, since building its options takes a while; --ckpt_path is ours."""
+        """Only the one that is asked for, since building its options takes a while; --ckpt_path is defined here."""
         known = LightningCLI.subcommands().items()
         return {name: {*skipped, "ckpt_path"} for name, skipped in known if name == sys.argv[1]}
 
@@ -162,12 +162,12 @@ class VFSCLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
-        # Set aside: Lightning would have the hyper-parameters of a checkpoint that it finds here win over all flags.
+        # Set aside: Lightning would let the hyper-parameters of a checkpoint here override all flags.
         self._checkpoint: str | None = config["ckpt_path"]
         config["ckpt_path"] = None
 
     def before_instantiate_classes(self) -> None:
-        """A checkpoint's hyper-parameters meet the flags, and the contract decides."""
+        """Reconcile a checkpoint's hyper-parameters with the flags, by the contract."""
         config = self.config[self.subcommand]
         config["trainer"] = _home_expanded(config["trainer"])
         checkpoint = self._read = None
@@ -175,7 +175,7 @@ class VFSCLI(LightningCLI):
             found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
             self._checkpoint = str(found) if found else None
             if found:
-                # The processes that this one starts may look when there is a newer one.
+                # Processes that this one starts may look later, when there is a newer one.
                 sys.argv.append(f"--ckpt_path={found}")
         # `best` and `hpc` are found by the trainer; the model's load hook then checks them.
         if self._checkpoint and self._checkpoint not in ("best", "hpc"):
@@ -193,7 +193,7 @@ class VFSCLI(LightningCLI):
         config["model"]["config"]["sets"] = Namespace(asdict(sets))
 
     def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
-        """The checkpoint's hyper-parameters become the model's, but for what the user gave.
+        """The checkpoint's hyper-parameters become the model's, except for what the user gave.
 
         Raises:
             ConfigError: a flag contradicts the checkpoint's weights.
@@ -217,7 +217,7 @@ class VFSCLI(LightningCLI):
         for field in DATA_FIELDS:
             if field not in data:
                 raise ConfigError(
-                    f"The data module does not say its {field}: it must take set_size, image_size and channels as "
+                    f"The data module does not state its {field}: it must take set_size, image_size and channels as "
                     "arguments, as every SetDataModule does."
                 )
             given = self._given_model.get(f"config.sets.{field}", data[field])

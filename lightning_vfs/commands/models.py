@@ -9,11 +9,11 @@ from lightning_vfs.modules import VFSDDPM
 def check_one_model(ckpt_path: str | None, pretrained: str | None) -> None:
     """Raise ConfigError unless one of a checkpoint and a pretrained folder is given."""
     if (ckpt_path is None) == (pretrained is None):
-        raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say which model it is.")
+        raise ConfigError("Give either --ckpt_path FILE or --pretrained FOLDER, to say which model to use.")
 
 
 def spell_out_raw(args: list[str]) -> list[str]:
-    """Arguments with `--raw` as `--raw=true`, where no value follows: the parser asks for one."""
+    """Arguments with `--raw` as `--raw=true`, if no value follows: the parser needs one."""
     return [
         "--raw=true" if arg == "--raw" and after not in ("true", "false") else arg
         for arg, after in zip(args, [*args[1:], ""], strict=True)
@@ -25,7 +25,7 @@ def load_model(ckpt_path: str | None, pretrained: str | None, autoencoder: str |
 
     Raises:
         ConfigError: neither is given, or both; an autoencoder for a model of pixels; or raw weights of a folder.
-        CheckpointError: the file is no model of ours.
+        CheckpointError: the file does not hold a lightning_vfs model.
     """
     check_one_model(ckpt_path, pretrained)
     if raw and not ckpt_path:

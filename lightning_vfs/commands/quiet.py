@@ -1,4 +1,4 @@
-"""The messages of libraries that a user of the command line need not act on, each by its text."""
+"""Filters for messages of libraries that need no action from a user of the command line, each by its text."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ LOGGED = {
     # Compilation looks for a CUDA toolkit, also on a machine without a GPU.
     "torch.utils.cpp_extension": (r"No CUDA runtime is found",),
 }
-"""Beginnings of messages that are left out, as regular expressions, by the logger they are sent to."""
+"""Beginnings of messages that are left out, as regular expressions, by their logger."""
 
 WARNED = (
     # Lightning's use of what torch will rename.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
-    # Not so: the interval is counted over epochs.
+    # Not true here: the interval is counted over epochs.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    # Every resumed run has a folder of its own.
+    # Every resumed run has its own folder.
     r"The dirpath has changed from ",
-    # EMACallback goes on with the average of Lightning's callback, which is refused beside it.
+    # EMACallback resumes the average of Lightning's callback, which is refused in the same trainer.
     r"Be aware that when using `ckpt_path`, .* Please add the following callbacks: \['(EMA)?WeightAveraging'\]",
-    # Lightning then takes CSVLogger, and the line that ends a run says where its log is.
+    # Lightning then uses CSVLogger, and the last line of a run says where its log is.
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
 )
 """Beginnings of warnings that are left out, as regular expressions."""
@@ -51,15 +51,15 @@ WARNED_WITHOUT_TRAINING = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     r"You're using the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage",
 )
-"""As `WARNED`, where nothing is trained: a run that goes on without a callback of its checkpoint hears of it."""
+"""As `WARNED`, if nothing is trained: training without a callback of its checkpoint keeps the warning."""
 
 WARNED_ON_ALL_RANKS = (r"The configuration says sets of \d+, but the weights were made for sets of ",)
-"""Warnings of ours that every rank gives: only the first one's is shown."""
+"""Warnings of this package that every rank gives: only the first rank's is shown."""
 
 
 @contextmanager
 def quiet(training: bool) -> Iterator[None]:
-    """Leave out what libraries say in a normal run, of training or not; afterwards everything is as before."""
+    """Leave out what libraries say in a normal run, of training or not; everything is restored afterwards."""
     messages = list(WARNED)
     if not training:
         messages += WARNED_WITHOUT_TRAINING

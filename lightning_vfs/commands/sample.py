@@ -48,34 +48,34 @@ def sample(
     """Generate images of the class that a folder of images shows.
 
     Writes `0000.png`, `0001.png`, ..., `grid.png` (the support on the left) and `sample.json`, which lists them and
-    says how they were made; pictures of an earlier run in the same folder, as its sample.json lists them, are deleted.
-    The baselines take no support: a class-conditional model generates a training class by its number, an unconditional
-    one whatever it does.
+    says how they were made. Pictures that the sample.json of an earlier run in the same folder lists are deleted. The
+    baselines take no support: a class-conditional model generates a training class by its label, an unconditional one
+    any class.
 
     Args:
-        out: folder for the images; made if need be.
-        support: folder of images of one class, or one image; of more than the model takes, some are drawn by seed.
-        label: number of a training class, in place of the support, for a class-conditional model.
+        out: folder for the images; made if necessary.
+        support: folder of images of one class, or one image; from more than the model takes, some are drawn by seed.
+        label: number of a training class, instead of the support, for a class-conditional model.
         ckpt_path: a Lightning checkpoint; or give `pretrained`.
         pretrained: a folder with model.safetensors and config.json, or a hub id.
-        autoencoder: folder of the autoencoder of a model of latents, where it is not the one of its training.
+        autoencoder: folder of the autoencoder of a model of latents, if it is not the one used in training.
         num_images: images to generate.
         steps: diffusion steps to take.
         sampler: ddim, ddpm or dpmpp_2m.
         eta: of DDIM, 0 (deterministic) to 1.
-        guidance_scale: of classifier-free guidance, for a model trained with encoder.context_dropout; 1 is none, above
+        guidance_scale: of classifier-free guidance, for a model trained with encoder.context_dropout; 1 is none; above
             1 the images show more of the class, and vary less.
         guidance_interval: first timestep that is guided, and the first above it that no longer is, such as [200, 800];
             all by default.
         seed: seed of the noise.
-        device: auto, cpu, cuda, cuda:1, ...; of torch alone, JAX takes all devices that it finds.
+        device: auto, cpu, cuda, cuda:1, ...; for torch only, JAX uses all devices that it finds.
         framework: torch or jax; the images are the same, to rounding.
-        raw: take the checkpoint's weights themselves in place of their average.
+        raw: use the checkpoint's raw weights instead of the averaged ones.
     """
     if num_images < 1:
         raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
     if framework == "jax" and device != "auto":
-        raise ConfigError(f"--device {device} is torch's; JAX takes all devices that it finds (JAX_PLATFORMS chooses).")
+        raise ConfigError(f"--device {device} is torch's; JAX uses all devices that it finds (JAX_PLATFORMS chooses).")
     sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
     model = load_model(ckpt_path, pretrained, autoencoder, raw)
     sets = model.config.sets
@@ -105,7 +105,7 @@ def sample(
 
 
 def _check_finite(generated: Tensor, model: VFSDDPM) -> None:
-    """Refuse images that are not finite, which would be written as black ones.
+    """Refuse non-finite images, which would be written as black ones.
 
     Raises:
         EvaluationError: there are such images.
@@ -114,7 +114,7 @@ def _check_finite(generated: Tensor, model: VFSDDPM) -> None:
     if broken:
         names = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
         reason = (
-            f"its weights {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} are not finite: take an earlier "
+            f"its weights {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} are not finite: use an earlier "
             "checkpoint"
             if names
             else "its weights are finite: they may have diverged"
@@ -125,7 +125,7 @@ def _check_finite(generated: Tensor, model: VFSDDPM) -> None:
 
 
 def _at_most(support: str, config: VFSConfig, seed: int) -> list[Path]:
-    """Files of the support; of more than the model takes, as many as it takes, drawn by seed."""
+    """Files of the support; from more than the model takes, as many as it takes, drawn by seed."""
     files = support_files(support)
     if not config.encoder.fills_slots or len(files) <= config.sets.shots:
         return files
@@ -137,7 +137,7 @@ def _at_most(support: str, config: VFSConfig, seed: int) -> list[Path]:
 
 
 def _check_condition(config: VFSConfig, support: str | None, label: int | None) -> None:
-    """Refuse what the model cannot be conditioned on, and the lack of what it needs.
+    """Refuse a condition that the model does not take, and the lack of one that it needs.
 
     Raises:
         ConfigError: a support or a label too much or too few, or a class that the model does not know.
@@ -157,7 +157,7 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
     for option, value in given.items():
         if option != wanted and value is not None:
             raise ConfigError(
-                f"--{option} is {value!r}, but this model is conditioned on no {option} (encoder.architecture is "
+                f"--{option} is {value!r}, but this model is not conditioned on a {option} (encoder.architecture is "
                 f"{encoder.architecture!r}): leave it out."
             )
     if label is not None:

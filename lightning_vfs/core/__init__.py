@@ -1,6 +1,6 @@
 """The framework-neutral core: configuration, contract, sets, diffusion, on torch, NumPy and JAX arrays alike.
 
-Names are imported when they are first used: the command line needs the errors alone.
+Names are imported when they are first used: the command line needs only the errors.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What configurations and callbacks check of their options, in the words of a user."""
+"""Checks that configurations and callbacks make of their options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_choices(config: Any) -> None:
         if get_origin(literal) is not Literal or value in get_args(literal) or (takes_path and is_path(value)):
             continue
         allowed = ", ".join(map(repr, get_args(literal)))
-        or_path = ", or the path of one of your own, such as 'my_package.MyOwn'" if takes_path else ""
+        or_path = ", or the path of a custom one, such as 'my_package.MyOwn'" if takes_path else ""
         raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; allowed: {allowed}{or_path}.")
 
 
@@ -28,11 +28,11 @@ def is_path(name: str) -> bool:
 
 
 def check_options(config: Any) -> None:
-    """Raise ConfigError for options beside an architecture of this package, which has fields of its own."""
+    """Raise ConfigError for options of an architecture of this package, which has its own fields."""
     if config.options and not is_path(config.architecture):
         raise ConfigError(
             f"{type(config).__name__}.options is {config.options!r}, but architecture is {config.architecture!r}, and "
-            "options are for the path of a class of your own: leave it out."
+            "options are for the path of a custom class: leave it out."
         )
 
 
@@ -55,7 +55,7 @@ def choose(name: str, choices: Mapping[str, Any]) -> Any:
 
 
 def check_whole_number(name: str, value: Any, minimum: int, or_none: bool = False) -> None:
-    """Raise ConfigError for an option that is no whole number of at least `minimum` (or None)."""
+    """Raise ConfigError for an option that is not a whole number of at least `minimum` (or None)."""
     if value is None and or_none:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
@@ -65,7 +65,7 @@ def check_whole_number(name: str, value: Any, minimum: int, or_none: bool = Fals
 
 
 def check_at_least(owner: Any, minimum: int, *names: str, or_none: bool = False) -> None:
-    """Raise ConfigError for a field that is no whole number of at least `minimum` (or None)."""
+    """Raise ConfigError for a field that is not a whole number of at least `minimum` (or None)."""
     for name in names:
         check_whole_number(f"{type(owner).__name__}.{name}", getattr(owner, name), minimum, or_none)
 

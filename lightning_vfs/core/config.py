@@ -30,7 +30,7 @@ class SetConfig:
         channels: channels of an image, 1 (grey) or 3 (RGB).
         held_out: `zero_slot` (the others, then a zero image in the last slot), `drop` (only the others) or `none`
             (the image stays in its own context).
-        random_shots: training draws for every set from how many images, 1 to k, its contexts are made (the rest are
+        random_shots: training draws for every set how many images, 1 to k, its contexts are made from (the rest are
             zero images, or left out of a mean), so that one model serves 1 to k shots.
 
     Raises:
@@ -96,7 +96,7 @@ class LatentConfig:
 
 @dataclass(frozen=True)
 class VFSConfig:
-    """All that defines a few-shot diffusion model: sets, encoder, denoiser, diffusion, and latents where it has them.
+    """Everything that defines a few-shot diffusion model: sets, encoder, denoiser, diffusion and, if any, latents.
 
     Raises:
         ConfigError: parts that do not fit each other, such as a patch size that does not divide the image size.
@@ -157,7 +157,7 @@ class VFSConfig:
             )
 
     def _check_tokens(self) -> None:
-        """Refuse cross-attention where there is but one token, to which every attention is the same."""
+        """Refuse cross-attention to a single token, to which every attention is the same."""
         encoder, wanted = self.encoder, self.denoiser.context_tokens
         if encoder.condition != "support":
             raise ConfigError(
@@ -195,7 +195,7 @@ class VFSConfig:
     def patch_dim(self) -> int | None:
         """Width of SPT's LayerNorm and input of its projection: patch_size**2 * slots * channels.
 
-        There is 1 slot for any tokenizer but `stack`. None for an encoder that cuts nothing into patches.
+        There is 1 slot for any tokenizer except `stack`. None for an encoder without patches.
         """
         if not self.encoder.has_patches:
             return None
@@ -234,7 +234,7 @@ class VFSConfig:
 
     @property
     def encoder_tokens(self) -> int:
-        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 where it pools them itself."""
+        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 if it pools them itself."""
         encoder = self.encoder
         if encoder.architecture not in POOLS or encoder.pool not in TOKEN_POOLS:
             return 1
@@ -247,7 +247,7 @@ class VFSConfig:
 
     @property
     def num_extra_tokens(self) -> int:
-        """Tokens before those of the patches: class token and, where there is one, time token."""
+        """Tokens before those of the patches: class token and, if there is one, time token."""
         return 1 if self.encoder.time_token == "none" else 2
 
     @property

@@ -1,7 +1,7 @@
-"""The contract between weights, configuration and data: who says how large a set is, and what happens if they differ.
+"""The contract between weights, configuration and data: which set size applies, and what happens if they differ.
 
-Weights state it by `patch_dim`, the width of SPT's LayerNorm; the configuration and the data state it by name. Every
-door (load hooks, command line, data, callbacks) asks the functions here; see the table in `docs/contract.md`.
+Weights state it by `patch_dim`, the width of SPT's LayerNorm; the configuration and the data state it by name. All
+load hooks, the command line, data and callbacks call the functions here; see the table in `docs/contract.md`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ DENOISER_PREFIX = "denoiser."
 
 
 class StaleSetSizeWarning(UserWarning):
-    """A configuration states another set size than the weights; the weights' is taken."""
+    """A configuration states another set size than the weights, which override it."""
 
 
 def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
     """Set size that weights of this patch_dim were made for; None when they do not depend on it (`per_image_mean`).
 
-    Weights of `per_slot_mean` and of a `vit` do not say it: the configuration that they came with does.
+    Weights of `per_slot_mean` and of a `vit` do not reveal it: the configuration stored with them states it.
 
     Raises:
-        CheckpointError: `found` is no patch_dim of this patch size and number of channels.
+        CheckpointError: `found` is not a patch_dim of this patch size and number of channels.
     """
     sets, encoder, channels = config.sets, config.encoder, config.encoder_channels
     per_slot = encoder.patch_size**2 * channels
@@ -55,7 +55,7 @@ def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
     set_size = slots + (sets.held_out == "drop")
     if rest or set_size < 2:
         raise CheckpointError(
-            f"The weights have a patch_dim of {found}, which is no multiple of {pixels} = {per_slot} "
+            f"The weights have a patch_dim of {found}, which is not a multiple of {pixels} = {per_slot} "
             f"(patch_size\u00b2\u00b7channels) that makes a set of 2 or more: {_which_differs(found, config)}"
             if rest
             else f"The weights have a patch_dim of {found} = {pixels}\u00b7{slots}, a set of {set_size}; "
@@ -84,16 +84,16 @@ def resolve_set_size(
     data: int | None = None,
     on_mismatch: OnMismatch = "error",
 ) -> VFSConfig:
-    """Decide which set size holds, by the contract's table.
+    """Decide which set size applies, by the contract's table.
 
     Args:
         config: the configuration at hand.
-        weights: patch_dim of the weights that are there or about to be loaded, if any.
+        weights: patch_dim of the current weights or those about to be loaded, if any.
         data: images per set that the data delivers, if known.
-        on_mismatch: `error`, or `adapt`: sets are completed with zero images, or subsampled, to fit the weights.
+        on_mismatch: `error`, or `adapt`: sets are padded with zero images, or subsampled, to fit the weights.
 
     Returns:
-        The configuration with the set size that holds.
+        The configuration with the set size that applies.
 
     Warns:
         StaleSetSizeWarning: the configuration states another set size than the weights.
@@ -115,7 +115,7 @@ def resolve_set_size(
     if configured != held:
         warnings.warn(
             f"The configuration says sets of {configured}, but the weights were made for sets of {held} "
-            f"({_formula(config, held)}): going on with {held}. "
+            f"({_formula(config, held)}): continuing with {held}. "
             f"Set model.config.sets.set_size to {held} to silence this.",
             StaleSetSizeWarning,
             stacklevel=2,
@@ -131,7 +131,7 @@ def config_for_weights(
     Args:
         state_dict: the weights.
         config: the configuration at hand.
-        data: images per set that the data delivers; several numbers where ranks differ.
+        data: images per set that the data delivers; several numbers if ranks differ.
         on_mismatch: as in `resolve_set_size`.
 
     Raises:
@@ -164,7 +164,7 @@ TRAINING_ONLY = (
     "diffusion.min_snr_gamma",
     "diffusion.timestep_sampling",
 )
-"""Parts of a configuration that say how a model is trained, and change nothing of what it computes from a support."""
+"""Parts of a configuration that affect training, but not what a trained model computes from a support."""
 
 MAY_DIFFER = (
     *TRAINING_ONLY,
@@ -179,9 +179,9 @@ MAY_DIFFER = (
 
 
 def check_same_model(trained: VFSConfig, config: VFSConfig) -> None:
-    """Refuse weights of another model by the names of what differs.
+    """Refuse weights of another model, and name what differs.
 
-    The set size is left to `resolve_set_size`, unless zero images fill the slots and the weights do not say how many.
+    `resolve_set_size` decides on the set size, unless zero images fill the slots and the weights do not reveal it.
 
     Raises:
         CheckpointError: patch size, channels, tokenizer, held_out or any other part of the model differs.
@@ -223,13 +223,13 @@ def _mismatch(config: VFSConfig, held: int, data: int) -> str:
     return (
         f"The weights were made for sets of {held} ({_formula(config, held)}), "
         f"but the data has sets of {data} ({_formula(config, data)}). "
-        f"Ways out: give the data sets of {held} (--data.set_size {held}), or let sets be completed with zero images "
-        "or subsampled (--model.on_set_size_mismatch adapt)."
+        f"Ways out: give the data sets of {held} (--data.set_size {held}), or have sets padded with zero images or "
+        "subsampled (--model.on_set_size_mismatch adapt)."
     )
 
 
 def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: OnMismatch = "error") -> None:
-    """Refuse a batch of sets that does not fit the model, by name.
+    """Refuse a batch of sets that does not fit the model, and name what differs.
 
     Args:
         images_shape: shape of the batch, expected (b, n, c, h, w).
@@ -257,7 +257,7 @@ def check_batch(images_shape: tuple[int, ...], config: VFSConfig, on_mismatch: O
 
 
 def check_range(low: float, high: float) -> None:
-    """Refuse images whose values are not those of images in [-1, 1].
+    """Refuse images whose values are not in [-1, 1].
 
     Args:
         low, high: least and largest value of a batch.
@@ -281,11 +281,11 @@ def check_range(low: float, high: float) -> None:
 
 
 def check_classes(names: Sequence[str], trained: Sequence[str] | None, config: VFSConfig) -> None:
-    """Hold the data's training classes against those that a class-conditional model has contexts of.
+    """Compare the data's training classes with those of a class-conditional model.
 
     Args:
-        names: of the data's training split.
-        trained: those that the model was trained on, if it was.
+        names: classes of the data's training split.
+        trained: classes that the model was trained on, if it was trained.
 
     Raises:
         ClassMismatchError: another number of classes, or other ones.
@@ -299,13 +299,13 @@ def check_classes(names: Sequence[str], trained: Sequence[str] | None, config: V
         first = next(i for i, (ours, theirs) in enumerate(zip(names, trained, strict=True)) if ours != theirs)
         raise ClassMismatchError(
             f"The model was trained on other classes than the data has: its class {first} is {trained[first]!r}, the "
-            f"data's {names[first]!r}. Give it the data that it was trained on, split in the same way "
+            f"data's {names[first]!r}. Use the data that it was trained on, split in the same way "
             "(--data.split_seed)."
         )
 
 
 def patch_dim_of(state_dict: Mapping[str, Any], config: VFSConfig) -> int | None:
-    """patch_dim of a model's state_dict; None for an encoder that cuts nothing into patches.
+    """patch_dim of a model's state_dict; None for an encoder without patches.
 
     Raises:
         CheckpointError: the state_dict is not that of a VFSDDPM, or that of one with another encoder.
@@ -315,6 +315,6 @@ def patch_dim_of(state_dict: Mapping[str, Any], config: VFSConfig) -> int | None
     if PATCH_DIM_KEY not in state_dict:
         few = ", ".join(list(state_dict)[:3]) or "nothing"
         raise CheckpointError(
-            f"The file holds weights of another model: there is no `{PATCH_DIM_KEY}` in it (it has {few}, ...)."
+            f"The file holds weights of another model: it has no `{PATCH_DIM_KEY}` (it has {few}, ...)."
         )
     return int(state_dict[PATCH_DIM_KEY].shape[0])

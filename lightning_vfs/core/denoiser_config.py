@@ -20,17 +20,17 @@ class DenoiserConfig:
     Args:
         architecture: `dit` (a transformer over the patches of the noisy image, modulated by adaLN-Zero), `unet`
             (residual blocks over feature maps of falling and rising resolution, as guided-diffusion's), or the path of
-            a class of your own (CONTRIBUTING.md).
+            a custom class (CONTRIBUTING.md).
         dim: of a `dit`, width of the tokens; a multiple of 4 (sine-cosine positions) and of `heads`.
         depth: of a `dit`, transformer blocks.
         heads: attention heads.
         mlp_ratio: of a `dit`, hidden width of the feed-forward layers over `dim`.
         patch_size: of a `dit`, height and width of a patch in pixels.
-        conditioning: `film`, the context modulates every block together with the timestep; or `lag`, the timestep
-            alone does, and the blocks attend to the context's tokens.
+        conditioning: `film`, the context modulates every block together with the timestep; or `lag`, only the
+            timestep does, and the blocks attend to the context's tokens.
         film: the projected context is added to the timestep embedding (`add`), or both are concatenated and
             projected (`concat`).
-        context_tokens: with `lag`, the context's tokens are averaged in groups of neighbours to so many; 0 keeps all.
+        context_tokens: with `lag`, the context's tokens are averaged in this many groups of neighbours; 0 keeps all.
         cross_attention_layers: with `lag` and a `dit`, the blocks that attend to the context, counted from 0; all by
             default. A `unet` does so wherever it has self-attention.
         normalize_condition: of a `dit`: every block normalises the modulating vector and scales it by a learned
@@ -45,7 +45,7 @@ class DenoiserConfig:
         attention_resolutions: of a `unet`, heights of the feature maps with attention; the smallest map always has.
         scale_shift_norm: of a `unet`, the embedding scales and shifts the normalised features (else it is added).
         resblock_updown: of a `unet`, residual blocks change the resolution (else convolutions do).
-        options: of a class of your own, plain values by name.
+        options: of a custom class, plain values by name.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -84,8 +84,8 @@ class DenoiserConfig:
             for option in ("pad", "normalize_condition", "cross_attention_layers"):
                 if getattr(self, option):
                     raise ConfigError(
-                        f"DenoiserConfig.{option} is {getattr(self, option)!r}, but it is an option of a 'dit' alone, "
-                        "and architecture is 'unet': leave it out."
+                        f"DenoiserConfig.{option} is {getattr(self, option)!r}, but only a 'dit' has this option, and "
+                        "architecture is 'unet': leave it out."
                     )
         elif self.architecture == "dit" and (self.dim % 4 or self.dim % self.heads):
             raise ConfigError(

@@ -27,7 +27,7 @@ class DiffusionConfig:
         variance: of the reverse process: `fixed_small` (posterior variance), `fixed_large` (beta), or
             `learned_range` (the denoiser has 2c output channels, trained with the hybrid loss).
         clip_denoised: predictions of x_0 are clipped to [-1, 1] when sampling.
-        rescale_timesteps: the denoiser is given t * 1000 / T in place of t.
+        rescale_timesteps: the denoiser is given t * 1000 / T instead of t.
         loss: `mse`, the mean squared error of the prediction, with `learned_range` plus the variational bound;
             `rescaled_mse`, the same with T / 1000 times the bound (the hybrid loss of improved DDPM); `kl`, the bound
             alone; `rescaled_kl`, T times it.

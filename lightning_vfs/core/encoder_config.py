@@ -41,7 +41,7 @@ class EncoderConfig:
         architecture: `set_vit` (sViT: a transformer with LSA over the patches of a stacked set), `vit` (a transformer
             over the patches of all images of the set together), `unet` (the encoder half of a UNet for every image,
             then the mean over the set), `class_label` (an embedding of training classes: the class-conditional
-            baseline), `none` (the unconditional baseline), or the path of a class of your own (CONTRIBUTING.md).
+            baseline), `none` (the unconditional baseline), or the path of a custom class (CONTRIBUTING.md).
         dim: width of the tokens and of the context.
         depth: transformer layers.
         heads: attention heads.
@@ -75,7 +75,7 @@ class EncoderConfig:
         channel_mult: of a `unet`, width of every level over `channels`; each level halves the resolution.
         num_res_blocks: of a `unet`, residual blocks of every level.
         attention_resolutions: of a `unet`, heights of the feature maps with self-attention.
-        options: of a class of your own, plain values by name.
+        options: of a custom class, plain values by name.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -146,9 +146,7 @@ class EncoderConfig:
                 f"{', '.join(map(repr, POOLS[self.architecture]))}."
             )
         if self.tokenizer != "stack" and self.architecture != "set_vit":
-            raise ConfigError(
-                f"{name}, but tokenizer {self.tokenizer!r} is an option of 'set_vit' alone: leave it out."
-            )
+            raise ConfigError(f"{name}, but only 'set_vit' has tokenizer {self.tokenizer!r}: leave it out.")
         if self.time_token == "zero" and self.architecture == "unet":
             raise ConfigError(
                 f"{name}, which has no tokens between its layers: time_token may be 'none' or 'timestep'."

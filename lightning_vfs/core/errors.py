@@ -1,4 +1,4 @@
-"""Errors that a user meets: each message says what was found, what was expected, and what to do."""
+"""Errors for users: each message says what was found, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EvaluationError(VFSError, ValueError):
 
 
 class CheckpointError(VFSError):
-    """A file that is no checkpoint of ours, is damaged, or holds another model than the configuration describes."""
+    """A file that is not a lightning_vfs checkpoint, is damaged, or holds another model than the configuration."""
 
 
 class NonFiniteLossError(VFSError, ArithmeticError):
@@ -32,4 +32,4 @@ class SetSizeMismatchError(VFSError, ValueError):
 
 
 class ClassMismatchError(VFSError, ValueError):
-    """A class-conditional model met data with other classes than it has contexts of."""
+    """A class-conditional model met data whose classes differ from those that it was trained on."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and told apart by hashes."""
+"""Files: written whole or not at all, and identified by hashes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import numpy as np
 from lightning_vfs.core.errors import ConfigError, VFSError
 
 ABANDONED_SECONDS = 60.0
-"""Age from which a temporary file of a process that is no longer there is removed."""
+"""Age from which a temporary file of a process that no longer exists is removed."""
 
 
 @contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary name beside `path`, which no other process has, that becomes `path` if nothing fails inside.
+    """A temporary name in the same folder, unique to this process, that becomes `path` if nothing fails inside.
 
-    What is made under that name is a file, or a folder where there is none at `path`. A process that is killed leaves
-    `path` as it was.
+    What is written under that name is a file, or a folder if there is none at `path`. A process that is killed leaves
+    `path` unchanged.
 
     Args:
-        path: what is replaced; its folder is made if need be.
-        sync: wait until a file is on the disk, so that it is whole also after a loss of power.
+        path: what is replaced; its folder is made if necessary.
+        sync: wait until a file is on the disk, so that it is whole even after a power failure.
 
     Raises:
         OSError: the folder or the file cannot be written.
@@ -58,7 +58,7 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what processes of this machine that were killed have left: a killed run would leave a checkpoint each."""
+    """Remove temporary files of killed processes of this machine: each could be as large as a checkpoint."""
     for left in folder.glob(f"{glob.escape(prefix)}.*.*.tmp"):
         try:
             abandoned = time.time() - left.stat().st_mtime > ABANDONED_SECONDS
@@ -67,14 +67,14 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
             if abandoned:
                 left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, ignore_errors=True)
         except (OSError, ValueError):
-            continue  # gone meanwhile, or of another user
+            continue  # removed meanwhile, or of another user
 
 
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
-    """Check that files of these names can be written to a folder, in place of those of an earlier run.
+    """Check that files of these names can be written to a folder, replacing those of an earlier run.
 
     Args:
-        folder: made if need be.
+        folder: made if necessary.
         listing: name of the JSON file in which a run lists what it writes, under `files`.
         names: of the files that are about to be written.
 

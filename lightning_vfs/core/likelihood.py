@@ -38,8 +38,8 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Variational bound of every image, in bits per dimension (Nichol and Dhariwal 2021, eq. 4 to 7).
 
-    Every term is estimated from one draw of x_t. A respaced process gives the bound of the model that takes those steps
-    alone. The predicted x_0 is clipped where the configuration says so. Memory is that of one step, and O(b T).
+    Every term is estimated from one draw of x_t. A respaced process gives the bound of the model that takes only
+    those steps. The predicted x_0 is clipped if the configuration says so. Memory is that of one step, and O(b T).
 
     Args:
         denoise: (x_t, t) -> model output, t int (b,) timesteps of the full process.

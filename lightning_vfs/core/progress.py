@@ -1,4 +1,4 @@
-"""One kind of progress bar; in a file, a line now and then in its place."""
+"""One kind of progress bar; in a file, a line now and then instead."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def progress(
         noun: of what, in the plural.
         unit: of the rate.
         initial: how much was done before.
-        leave: the bar stays when it is closed, in place of vanishing.
+        leave: the bar stays when it is closed, instead of vanishing.
         disable: there is neither.
     """
     if disable or sys.stderr is None:

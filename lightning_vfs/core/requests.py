@@ -1,4 +1,4 @@
-"""What may be asked of a model: supports, labels, null contexts, guidance."""
+"""Checks of what may be asked of a model: supports, labels, null contexts, guidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_vfs.core.sampling_config import SamplingConfig
 
 
 class Condition(NamedTuple):
-    """What images are generated from, one for each or for all that share it; both are None without conditioning.
+    """What images are generated from, one for each image or shared by several; both are None without conditioning.
 
     Attributes:
         support: (b, k, c, h, w) in [-1, 1], k from 1 to `SetConfig.shots`.
@@ -28,7 +28,7 @@ class Condition(NamedTuple):
         return 1 if given is None else len(given)
 
     def check(self, config: VFSConfig) -> None:
-        """Refuse what the model cannot be conditioned on, and the lack of what it needs.
+        """Refuse a condition that the model does not take, and the lack of one that it needs.
 
         Raises:
             SetSizeMismatchError: a support is empty or larger than the model takes.
@@ -37,7 +37,7 @@ class Condition(NamedTuple):
         """
         wanted = config.encoder.condition
         if wanted == "support" and (self.support is None or self.label is not None):
-            raise ValueError("This model is conditioned on a support (b, k, c, h, w) and on nothing else: give it one.")
+            raise ValueError("This model is conditioned on a support (b, k, c, h, w) and nothing else: give it one.")
         if self.support is not None:
             check_support(tuple(self.support.shape), config)
         if self.label is not None:
@@ -56,8 +56,8 @@ def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
     sets = config.sets
     if config.encoder.condition != "support":
         raise ValueError(
-            f"This model is conditioned on no support (encoder.architecture is {config.encoder.architecture!r}): "
-            "give it none."
+            f"This model is not conditioned on a support (encoder.architecture is {config.encoder.architecture!r}): "
+            "leave it out."
         )
     if len(shape) != 5 or list(shape[2:]) != [sets.channels, sets.image_size, sets.image_size]:
         raise ValueError(
@@ -73,7 +73,7 @@ def check_support(shape: tuple[int, ...], config: VFSConfig) -> None:
 
 
 def check_labels(labels: Sequence[int], config: VFSConfig) -> None:
-    """Refuse labels of classes that the model does not know.
+    """Refuse labels that the model does not know.
 
     Raises:
         ValueError: a label out of range, or a model that takes none.
@@ -81,27 +81,27 @@ def check_labels(labels: Sequence[int], config: VFSConfig) -> None:
     encoder = config.encoder
     if encoder.condition != "label":
         raise ValueError(
-            f"This model is conditioned on no class label (encoder.architecture is {encoder.architecture!r}): "
-            "give it none."
+            f"This model is not conditioned on a class label (encoder.architecture is {encoder.architecture!r}): "
+            "leave it out."
         )
     strange = sorted({label for label in labels if not 0 <= label < encoder.num_classes})
     if strange:
         raise ValueError(
-            f"There is no class {', '.join(map(str, strange[:5]))}: this model knows its {encoder.num_classes} "
-            f"training classes, 0 to {encoder.num_classes - 1}, and no others."
+            f"There is no class {', '.join(map(str, strange[:5]))}: this model knows only its {encoder.num_classes} "
+            f"training classes, 0 to {encoder.num_classes - 1}."
         )
 
 
 def missing_label(config: VFSConfig) -> ValueError:
-    """What to raise where a class-conditional model gets no label."""
+    """The error for a class-conditional model without a label."""
     return ValueError(
         "This model is conditioned on the class (encoder.architecture 'class_label'): give it `label`, integers (b,), "
-        f"numbers of training classes from 0 to {config.encoder.num_classes - 1}."
+        f"labels of training classes from 0 to {config.encoder.num_classes - 1}."
     )
 
 
 def missing_timestep() -> ValueError:
-    """What to raise where an encoder that sees the timestep gets none."""
+    """The error for an encoder that sees the timestep, but gets none."""
     return ValueError(
         "This encoder was built with time_token `timestep`: it needs the timestep t (int, shape (b,)), "
         "in training and at every sampling step."
@@ -109,12 +109,12 @@ def missing_timestep() -> ValueError:
 
 
 def missing_latent_noise() -> ValueError:
-    """What to raise where the loss of a model with a variational context gets no noise to draw it by."""
+    """The error for a loss with a variational context without the noise to draw it."""
     return ValueError("A variational context is drawn in training: give `latent_noise`.")
 
 
 def check_null_context(config: VFSConfig) -> None:
-    """Refuse images whose context is to be dropped, of a model that has nothing to put in its place.
+    """Refuse to drop contexts of a model without a null context.
 
     Raises:
         ValueError: the model has no null context.
@@ -127,7 +127,7 @@ def check_guidance(sampling: SamplingConfig, config: VFSConfig) -> None:
     """Refuse guidance of a model that was trained without a null context.
 
     Raises:
-        ConfigError: there is no null context to guide away from.
+        ConfigError: the model has no null context.
     """
     if sampling.is_guided and not config.encoder.context_dropout:
         raise ConfigError(

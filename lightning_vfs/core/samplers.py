@@ -82,7 +82,7 @@ def sample(
         x_T: standard normal noise (b, c, h, w).
         diffusion: the process over the steps to take (`GaussianDiffusion.respaced`).
         sampler: a name of SAMPLERS, or the path of a function like those.
-        eta: of DDIM, or of a function of your own; 0 is deterministic.
+        eta: of DDIM, or of a custom function; 0 is deterministic.
         noise: step -> standard normal noise (b, c, h, w); `ddim` with an eta of 0 and `dpmpp_2m` do without.
         loop: what walks the steps; under jax.jit one by `lax.scan`, which compiles a step once.
 

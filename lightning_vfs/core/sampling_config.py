@@ -21,9 +21,9 @@ class SamplingConfig:
     Args:
         steps: timesteps of the process that are taken.
         sampler: `ddpm` (ancestral; Ho et al. 2020), `ddim` (Song et al. 2021), `dpmpp_2m` (DPM-Solver++(2M),
-            deterministic and of second order; Lu et al. 2022b), or the path of a function of your own (see
+            deterministic and of second order; Lu et al. 2022b), or the path of a custom function (see
             CONTRIBUTING.md).
-        eta: of `ddim`, and of a function of your own; 0 is deterministic, 1 as noisy as `ddpm`.
+        eta: of `ddim`, and of a custom function; 0 is deterministic, 1 as noisy as `ddpm`.
         guidance_scale: classifier-free guidance; 1 is none, above 1 the support weighs more, 0 leaves it out.
         guidance_interval: timesteps `low` to below `high`, of the full process, that are guided; all by default.
 
@@ -48,7 +48,7 @@ class SamplingConfig:
         if self.eta > 0 and not self.takes_eta:
             raise ConfigError(
                 f"SamplingConfig.eta is {self.eta}, but it is DDIM's, and sampler is {self.sampler!r}: "
-                "set it to 0, or take sampler 'ddim'."
+                "set it to 0, or use sampler 'ddim'."
             )
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise ConfigError(

@@ -38,13 +38,13 @@ def subsample(x_set: Shaped[Any, "b n c h w"], size: int, seed: int) -> Shaped[A
 
 
 def keep_first(x_set: Shaped[Any, "b s c h w"], shots: Int[Any, " b"]) -> Shaped[Any, "b s c h w"]:
-    """Zero images in place of all but the first shots[i] of set i: (b, s, c, h, w), int (b,) -> (b, s, c, h, w)."""
+    """Zero images instead of all except the first shots[i] of set i: (b, s, c, h, w), int (b,) -> (b, s, c, h, w)."""
     xp = array_namespace(x_set)
     return x_set * xp.astype(_among_first(x_set, shots), x_set.dtype)
 
 
 def set_mean(values: Float[Any, "b s *rest"], shots: Int[Any, " b"] | None = None) -> Float[Any, " b *rest"]:
-    """Mean over a set, of its first shots[i] members where `shots` is given: (b, s, ...), int (b,) -> (b, ...)."""
+    """Mean over a set, of its first shots[i] members if `shots` is given: (b, s, ...), int (b,) -> (b, ...)."""
     xp = array_namespace(values)
     if shots is None:
         return xp.mean(values, axis=1)

@@ -20,7 +20,7 @@ from lightning_vfs.data.images import ClassImages, map_images
 
 
 class DamagedCacheWarning(UserWarning):
-    """A cache file could not be read, and is made again."""
+    """A cache file could not be read, and is rebuilt."""
 
 
 def default_cache_dir() -> Path:
@@ -34,20 +34,20 @@ def content_key(content: Any) -> str:
 
 
 def warn_of_damage(path: Path, error: Exception) -> None:
-    """Say that a cache file is damaged, and that it is made again."""
+    """Warn that a cache file is damaged and is rebuilt."""
     warnings.warn(
         f"The cache file {path} is damaged ({error}): decoding the images again.", DamagedCacheWarning, stacklevel=3
     )
 
 
 def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassImages]) -> ClassImages:
-    """Images from the cache, memory-mapped; built and stored first where they are not there yet.
+    """Images from the cache, memory-mapped; built and stored first if they are not in it.
 
-    Processes that do so at once do not disturb each other: a file appears complete, under its final name.
+    Several processes can do so at once: a file appears complete, under its final name.
 
     Args:
-        folder: of the cache; made where it is missing.
-        name: begins the file's name, for people.
+        folder: of the cache; made if necessary.
+        name: prefix of the file's name, for people.
         key: as `content_key` gives it.
         build: decodes the images.
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from lightning_vfs.core.errors import DataError
 
 DECODING = 1
-"""Version of what this module makes of a file; raise it when the pixels change."""
+"""Version of the decoded pixels; raise it when they change."""
 
 
 FORMATS = frozenset(
@@ -52,7 +52,7 @@ def decode(path: Path, image_size: int, channels: int) -> np.ndarray:
         uint8 (channels, image_size, image_size).
 
     Raises:
-        DataError: the file is no image that Pillow reads, or damaged.
+        DataError: the file is not an image that Pillow reads, or damaged.
     """
     try:
         with Image.open(path) as file:

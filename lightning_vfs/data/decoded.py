@@ -47,7 +47,7 @@ class ImageFiles:
 
     @property
     def settings(self) -> str:
-        """Eight digits that tell caches apart which cannot share a decoded image."""
+        """Eight digits that distinguish caches which cannot share decoded images."""
         content = [os.fsencode(self.root.absolute()).hex(), self.image_size, self.channels, *self.versions]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 
@@ -84,15 +84,15 @@ class DecodedFiles:
 
 
 def decoded_files(files: ImageFiles, folder: Path, say: Callable[[str], object]) -> DecodedFiles:
-    """The images of files, decoded where they are not in the cache yet.
+    """The images of files, decoded if they are not in the cache yet.
 
-    A process that decodes lets others wait that want the same. If it is interrupted, the next one goes on where it was;
-    where files have come or changed since an earlier run, the others' images are taken over.
+    While a process decodes, others that need the same images wait. If it is interrupted, the next one continues; if
+    files were added or changed since an earlier run, the images of the other files are taken over.
 
     Args:
         files: what to decode.
-        folder: of the cache, which is made if need be.
-        say: takes a line on what is about to be done, if it takes a while.
+        folder: of the cache, which is made if necessary.
+        say: is called with a line on what is about to be done, if it takes a while.
 
     Raises:
         DataError: the cache cannot be written, or the disk is too small.
@@ -123,7 +123,7 @@ def decoded_files(files: ImageFiles, folder: Path, say: Callable[[str], object])
 def _decode(
     files: ImageFiles, fingerprints: np.ndarray, tensors: _Tensors, earlier: Path | None, say: Callable[[str], object]
 ) -> None:
-    """Fill the tensors: what is not there from an earlier cache, what is not there either from the files."""
+    """Fill the tensors, from an earlier cache if it has the images, otherwise from the files."""
     if not (tensors.fingerprints == fingerprints).all():
         tensors.status[:] = TO_DECODE
         tensors.fingerprints[:] = fingerprints
@@ -147,7 +147,7 @@ def _decode(
 
 
 def _take_over(tensors: _Tensors, earlier: Path) -> None:
-    """Copy images of files that are as they were from an earlier cache, finished or not."""
+    """Copy images of unchanged files from an earlier cache, finished or not."""
     try:
         with safe_open(earlier, framework="pt") as file:
             images, status = file.get_tensor("images"), file.get_tensor("status").numpy()
@@ -162,7 +162,7 @@ def _take_over(tensors: _Tensors, earlier: Path) -> None:
 
 
 def _earlier(folder: Path, settings: str, path: Path) -> Path | None:
-    """The newest cache of the same settings, of other files or of files as they were; also an unfinished one."""
+    """The newest other cache of the same settings, finished or not."""
     caches = [found for found in folder.glob(f"folders-{settings}-*") if found.suffix in (".safetensors", ".partial")]
     caches = [found for found in caches if found.stem != path.stem]
     return max(caches, key=lambda found: found.stat().st_mtime, default=None)
@@ -171,7 +171,7 @@ def _earlier(folder: Path, settings: str, path: Path) -> Path | None:
 class _Tensors:
     """Tensors of a safetensors file that is being written, memory-mapped: images, status, fingerprints.
 
-    A file that is there and has the right size is gone on with.
+    An existing file of the right size is continued.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
@@ -189,7 +189,7 @@ class _Tensors:
             path.unlink(missing_ok=True)
             with path.open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
-                # The space is taken now: a disk that is too small is found before anything is decoded.
+                # Reserve the space now, so that a disk that is too small is found before anything is decoded.
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, first + end)
                 file.truncate(first + end)
@@ -203,13 +203,13 @@ class _Tensors:
 
 
 def _read(path: Path, fingerprints: np.ndarray) -> DecodedFiles | None:
-    """What a cache file holds; None where there is none, or a damaged one."""
+    """What a cache file holds; None if there is none, or a damaged one."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="np") as file:
             if (file.get_tensor("fingerprints") != fingerprints).any():
-                raise ValueError("it is one of other files")
+                raise ValueError("it belongs to other files")
             status = file.get_tensor("status")
     except (SafetensorError, OSError, ValueError) as error:
         warn_of_damage(path, error)
@@ -220,7 +220,7 @@ def _read(path: Path, fingerprints: np.ndarray) -> DecodedFiles | None:
 
 @contextmanager
 def _explaining(folder: Path, size: int) -> Iterator[None]:
-    """Turn errors of the file system inside into one that says what to do."""
+    """Turn errors of the file system inside into an error that says what to do."""
     try:
         yield
     except OSError as error:

@@ -40,8 +40,8 @@ class FolderSets(SetDataModule):
     Args:
         root: the folder.
         class_level: how deep the folders of classes are: 1 for `cat/1.png`, 2 for `Greek/alpha/1.png`, whose class is
-            `Greek/alpha`. By default 1, unless that is not clear: then you are asked.
-        on_unreadable: `error` where images cannot be read, or `skip` them. All of them are listed in a file.
+            `Greek/alpha`. By default 1; if that is not clear, an error asks for it.
+        on_unreadable: `error` if images cannot be read, or `skip` them. All of them are listed in a file.
         **kwargs: as for `SetDataModule`.
 
     Raises:
@@ -64,7 +64,7 @@ class FolderSets(SetDataModule):
         self._remarks: list[str] = []
 
     def load(self) -> ClassImages | Mapping[Split, ClassImages]:
-        """All images; decoded at the first use, then from the cache.
+        """All images; decoded on first use, then from the cache.
 
         Warns:
             UnreadableImagesWarning: images cannot be read, and `on_unreadable` is `skip`.
@@ -105,8 +105,8 @@ class FolderSets(SetDataModule):
         if self.on_unreadable == "error":
             few = "\n".join(reasons[:10]) + (f"\n... and {len(reasons) - 10:,} more" if len(reasons) > 10 else "")
             raise DataError(
-                f"{found} (listed in {listed}):\n{few}\nReplace or remove them, or leave them out by "
-                "--data.on_unreadable skip. What was decoded is kept."
+                f"{found} (listed in {listed}):\n{few}\nReplace or remove them, or leave them out with "
+                "--data.on_unreadable skip. Decoded images are kept."
             )
         self._remarks.append(f"Left out: {found} (listed in {listed}).")
         rank_zero_warn(f"{found}, and are left out: {listed} lists them.", category=UnreadableImagesWarning)

@@ -37,9 +37,9 @@ class GlyphSets(SetDataModule):
     """Sets of one character in several typefaces; needs no download.
 
     Classes are the letters, numbers and symbols that at least 12 of 16 faces (DejaVu Sans, Sans Mono, Serif and STIX,
-    each upright and slanted, regular and bold) have, named `U+0041 A`. Dark ink on white paper (ink -1, paper 1), as a
-    reader expects it; centred across, and every character of a face at the same size and on the same baseline, so
-    that c and C differ; those that would not fit are moved, and where they still would not, made smaller.
+    each upright and slanted, regular and bold) have, named `U+0041 A`. Dark ink (-1) on white paper (1);
+    centred across, and every character of a face at the same size and on the same baseline, so
+    that c and C differ; those that do not fit are moved and, if necessary, made smaller.
 
     Characters that look the same, as the Latin A, the Greek and the Cyrillic one do, would be seen in training and
     count as never seen in evaluation. Of characters with identical outlines in at least a quarter of the faces, and
@@ -60,10 +60,10 @@ class GlyphSets(SetDataModule):
         super().__init__(set_size=set_size, image_size=image_size, channels=channels, **kwargs)
 
     def load(self) -> ClassImages:
-        """All characters; rendered at the first use (some seconds), then from the cache.
+        """All characters; rendered on first use (some seconds), then from the cache.
 
         Raises:
-            DataError: matplotlib's fonts are not where they should be, or the cache cannot be written.
+            DataError: matplotlib's fonts are missing, or the cache cannot be written.
         """
         paths = _font_files()
         fonts = {face: file_sha256(path) for face, path in paths.items()}

@@ -31,10 +31,10 @@ def map_images(path: Path) -> torch.Tensor:
 class Episodes:
     """What a few-shot evaluation generates and compares; row i belongs to the global sample index i.
 
-    Indices are those of the split (`ClassImages.pixels` takes them).
+    Indices are those of the split (`ClassImages.float` takes them).
 
     Attributes:
-        targets: (num,) int64, a real image that is held out.
+        targets: (num,) int64, the held-out images.
         supports: (num, shots) int64, distinct other images of the same class, never the target.
         labels: (num,) int64, index of the class in the split.
     """
@@ -54,7 +54,7 @@ class ClassImages:
         images: uint8 (N, c, h, w), images of a class next to each other; may be memory-mapped.
         class_names: name of every class.
         labels: int64 (N,), index into `class_names` of every image, in ascending order.
-        files: path of every image, for people; None where images are no files.
+        files: path of every image, for people; None if images are not files.
         mapped: safetensors file whose tensor `images` the images are, or are expanded from. When pickled, as for
             workers that are not forked, they are mapped from it again instead of copied.
         rows: int64 (M,), ascending, the images that count; all by default.
@@ -119,7 +119,7 @@ class ClassImages:
 
     @property
     def images(self) -> torch.Tensor:
-        """All images, uint8 (N, c, h, w): the stored tensor itself, or a copy where this is a selection of it."""
+        """All images, uint8 (N, c, h, w): the stored tensor itself, or a copy if this is a selection of it."""
         return self._stored if self._rows is None else self._stored[torch.from_numpy(self._rows)]
 
     def select(self, class_indices: ArrayLike) -> ClassImages:
@@ -154,7 +154,7 @@ class ClassImages:
         return self._stored[torch.from_numpy(rows.reshape(-1))].reshape(*index.shape, *self._stored.shape[1:])
 
     def float(self, indices: ArrayLike) -> torch.Tensor:
-        """Images as a model takes them: float32 (..., c, h, w) in [-1, 1]; otherwise as `bytes`."""
+        """Images as a model takes them: float32 (..., c, h, w) in [-1, 1]; otherwise as `uint8`."""
         return to_float(self.uint8(indices))
 
     def name_of(self, index: int) -> str:
@@ -173,7 +173,7 @@ class ClassImages:
 
         Targets are a permutation of all images, so that they are distinct and their classes follow the data; when
         more are asked for than there are, another permutation follows. Row i depends on the images, `shots` and
-        `seed` alone: the first rows of a longer evaluation are those of a shorter one.
+        `seed` only: the first rows of a longer evaluation are those of a shorter one.
 
         Args:
             num_images: number of episodes.

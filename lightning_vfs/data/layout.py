@@ -1,4 +1,4 @@
-"""What a data folder holds: classes by its subfolders, splits if their names say so, and what is passed over."""
+"""The layout of a data folder: classes by its subfolders, splits by their names, and what is passed over."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ClassFolder(NamedTuple):
 
 @dataclass
 class FolderLayout:
-    """The classes of a folder, and what in it is no image of theirs.
+    """The classes of a folder, and what in it is not an image of a class.
 
     Attributes:
         classes: in the order of their names; those of each split together.
-        passed_over: files in the folders of classes that are no images, by suffix.
+        passed_over: files in the folders of classes that are not images, by suffix.
         stray: images that are in no folder of a class.
         repeated: links to images, or to folders, that count already.
     """
@@ -70,7 +70,7 @@ def find_classes(root: Path, class_level: int | None = None) -> FolderLayout:
         root: the folder.
         class_level: how deep below the root (or below the folder of a split) the folders of classes are: 1 for
             `cat/1.png`, 2 for `Greek/alpha/1.png`. None is 1, unless every folder of that level holds its images in
-            folders of its own: then it has to be said.
+            subfolders: then it must be given.
 
     Raises:
         ConfigError: `class_level` is below 1.
@@ -138,7 +138,7 @@ def _splits(root: Path) -> dict[Split | None, Path]:
 
 
 def _folders_at(folder: Path, level: int, layout: FolderLayout, prefix: str = "") -> Iterator[tuple[str, Path]]:
-    """Names and paths of the folders so many levels below a folder; a name has those of the folders above in it."""
+    """Names and paths of the folders `level` levels below a folder; a name includes those of the folders above."""
     layout.stray += sum(is_image(path) for path in folder.iterdir() if path.is_file())
     for name, path in _subfolders(folder):
         if level == 1:

@@ -1,4 +1,4 @@
-"""The data module that every data set of sets is."""
+"""SetDataModule, the base class of all data sets."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class SmallClassWarning(UserWarning):
 class SetDataModule(LightningDataModule, ABC):
     """Sets of images of one class, from class-disjoint train, val and test splits.
 
-    A subclass says where images come from, in `load`. Training draws other sets in every epoch, validation and test
-    always the same; they depend on the seed and the epoch, and not on the number of workers or ranks. Batches are
-    `SetBatch`: images (b, n, c, h, w) in [-1, 1], label (b,), index (b,).
+    A subclass loads its images in `load`. Training draws different sets in every epoch, validation and test always the
+    same; they depend on the seed and the epoch, not on the number of workers or ranks. Batches are `SetBatch`: images
+    (b, n, c, h, w) in [-1, 1], label (b,), index (b,).
 
     Args:
         set_size: images per set (n), at least 2; classes with fewer images are left out.
@@ -42,7 +42,7 @@ class SetDataModule(LightningDataModule, ABC):
         sets_per_epoch: sets of a training epoch over all ranks; the last ones that fill no batch are not used.
         eval_sets: sets of validation, of test and of prediction (which is on the test split), over all ranks.
         num_workers: processes that fetch batches on every rank; 0 fetches in the training process.
-        split_seed: alone decides which classes are train, val and test.
+        split_seed: decides which classes are train, val and test.
         split_fractions: share of the classes in train, val and test, together 1; 0 for no val or no test.
         seed: decides which sets are drawn; None takes the seed of the run (`seed_everything`).
         cache_dir: folder for decoded images; None takes the environment variable LIGHTNING_VFS_CACHE, or
@@ -83,7 +83,7 @@ class SetDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> ClassImages | Mapping[Split, ClassImages]:
-        """All images, (c, h, w) as `channels` and `image_size` say; from the cache where they are there.
+        """All images, (c, h, w) by `channels` and `image_size`; from the cache if they are in it.
 
         Returns:
             All classes, to be split by `split_seed`; or the splits that the data itself defines, `train` at least.
@@ -134,7 +134,7 @@ class SetDataModule(LightningDataModule, ABC):
         return name in self._splits
 
     def train_dataloader(self) -> SetLoader:
-        """This rank's batches of training sets, other ones in every epoch."""
+        """This rank's batches of training sets, different ones in every epoch."""
         return self._loader("train")
 
     def val_dataloader(self) -> SetLoader | list[SetLoader]:
@@ -202,7 +202,7 @@ class SetDataModule(LightningDataModule, ABC):
         }
 
     def _without_small_classes(self, splits: Mapping[Split, ClassImages]) -> dict[Split, ClassImages]:
-        """Leave classes out that cannot fill a set; after splitting, so that none changes sides with the set size."""
+        """Leave out classes that cannot fill a set; after splitting, so that splits do not depend on the set size."""
         kept: dict[Split, ClassImages] = {}
         small: list[str] = []
         for name, images in splits.items():
@@ -210,7 +210,7 @@ class SetDataModule(LightningDataModule, ABC):
             too_small = [f"{images.class_names[i]} ({images.counts[i]})" for i in np.flatnonzero(~enough)]
             if not enough.any():
                 raise DataError(
-                    f"The {name} split is left without a class: of its {images.num_classes} classes none has the "
+                    f"The {name} split is left without a class: none of its {images.num_classes} classes has the "
                     f"{self.set_size} images of a set: {_few(too_small)}. Ways out: a smaller --data.set_size (the "
                     f"largest of these classes has {images.counts.max()} images), other --data.split_fractions or "
                     "another --data.split_seed, or more images."
@@ -256,9 +256,9 @@ def _refuse_shared_classes(splits: Mapping[Split, ClassImages]) -> None:
 def _split_classes(images: ClassImages, shares: Mapping[Split, float], seed: int) -> dict[Split, np.ndarray]:
     """Divide classes by shares, at least one class each: indices in ascending order.
 
-    Classes are ranked by a hash of seed and name, so that one keeps its side when others come or go (but for some at
-    the borders), and on every machine and version of NumPy. Those of less than two images, which can fill no set of
-    any size, do not count, and stay in train.
+    Classes are ranked by a hash of seed and name, so that a class keeps its split when others are added or removed
+    (except some at the borders), on every machine and version of NumPy. Classes with fewer than two images, which
+    cannot fill a set of any size, do not count, and stay in train.
     """
     usable = np.flatnonzero(images.counts >= 2).tolist()
 

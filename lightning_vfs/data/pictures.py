@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from lightning_vfs.core.files import replacing
 
 PAPER = 200
-"""Grey between images: seen beside white and beside black ones."""
+"""Grey between images, visible next to white and black ones."""
 
 
 def sample_grid(support: Tensor | None, generated: Tensor, min_size: int = 48) -> Tensor:
@@ -23,7 +23,7 @@ def sample_grid(support: Tensor | None, generated: Tensor, min_size: int = 48) -
     Args:
         support: (r, k, c, h, w) in [-1, 1], c = 1 or 3; None for generated images alone.
         generated: (r, m, c, h, w) in [-1, 1].
-        min_size: smaller images are enlarged by a whole factor, until they have so many pixels a side.
+        min_size: smaller images are enlarged by a whole factor, until they have this many pixels a side.
 
     Returns:
         uint8 (3, H, W).

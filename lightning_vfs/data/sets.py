@@ -1,4 +1,4 @@
-"""Sets of images of one class: drawn anew every epoch, shared out between ranks, delivered in batches."""
+"""Sets of images of one class: resampled every epoch, distributed over ranks, delivered in batches."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class SetSampler(Sampler[SetPlan]):
         seed: not negative.
         rank: of this process, below `world_size`.
         world_size: number of processes.
-        resample: draw other sets in every epoch; otherwise always those of epoch 0, with the same global indices.
+        resample: draw different sets in every epoch; otherwise always those of epoch 0, with the same global indices.
         same_sets: of `resample`, deliver the sets of epoch 0 in every epoch, with other global indices, which other
             noise and timesteps follow.
-        drop_last: leave out the last sets that fill no global batch; otherwise the sets are spread evenly, and all
-            are delivered exactly once.
+        drop_last: leave out the last sets, which do not fill a global batch; otherwise the sets are spread evenly, and
+            all are delivered exactly once.
 
     Raises:
         ConfigError: too few sets for one batch on every rank.
@@ -107,7 +107,7 @@ class SetSampler(Sampler[SetPlan]):
         if drop_last:
             self._bounds = np.arange(num_sets // global_batch + 1) * global_batch
         else:
-            # Not more batches than every rank can have a set in: with one set per batch the last ones may hold two.
+            # No more batches than let every rank have a set in each: with one set per batch the last ones may hold two.
             batches = min(-(-num_sets // global_batch), num_sets // world_size)
             self._bounds = np.arange(batches + 1) * num_sets // batches
 
@@ -167,7 +167,7 @@ class _PlannedSets(Dataset[SetBatch]):
 
 
 def _obey_the_run_alone(worker: int) -> None:
-    """SLURM, and whoever ends a whole process group, signal workers too; a run that is told to end still needs them."""
+    """SLURM and signals to a process group reach workers too, but a run that has been signalled still needs them."""
     parent = multiprocessing.parent_process()  # the run's, where os.getppid() may be a fork server's
     assert parent is not None
     run, signals = parent.pid, {signal.SIGTERM, signal.SIGUSR1}
@@ -232,11 +232,11 @@ class SetLoader:
             start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        """Position to resume from; Lightning stores it in checkpoints, so that an epoch goes on where it stopped."""
+        """Position to resume from; Lightning stores it in checkpoints, so that an epoch resumes where it stopped."""
         return {"epoch": self._epoch, "delivered": self._delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a stored position when its epoch is iterated next."""
+        """Resume from a stored position when its epoch is iterated next."""
         self._epoch, self._delivered, self._resuming = state["epoch"], state["delivered"], True
 
     @property

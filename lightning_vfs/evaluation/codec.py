@@ -44,10 +44,10 @@ class JSONRecord:
         found: Any = values.get("schema")
         if found not in range(1, cls.SCHEMA + 1) or isinstance(found, bool):
             raise EvaluationError(
-                "there is no `schema` in it, so that it is no record of an evaluation (fid.json)."
+                "there is no `schema` in it, so it is not a record of an evaluation (fid.json)."
                 if found is None
                 else f"its schema is {found!r}, but this version of lightning_vfs ({__version__}) reads schemas 1 "
-                f"to {cls.SCHEMA}: evaluate again, or take the version of lightning_vfs that wrote it."
+                f"to {cls.SCHEMA}: evaluate again, or use the version of lightning_vfs that wrote it."
             )
         problems = _Problems([], [], [])
         parts = {name: value for name, value in values.items() if name != "schema"}
@@ -57,13 +57,13 @@ class JSONRecord:
             kinds = {"missing": problems.missing, "not known": problems.unknown, "of another type": problems.wrong}
             listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
             raise EvaluationError(
-                f"the record of an evaluation has not the fields of schema {found} ({listed}). "
-                "It is damaged or was changed by hand: evaluate again."
+                f"the record of an evaluation does not have the fields of schema {found} ({listed}). "
+                "It is damaged or was edited by hand: evaluate again."
             )
         return record
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON for people to read; the file appears complete, in place of one that is there.
+        """Write as JSON for people to read; the file appears complete, and replaces an existing one.
 
         Raises:
             EvaluationError: it cannot be written.
@@ -73,7 +73,7 @@ class JSONRecord:
         text = re.sub(r'\[\n[^"\[\]{}]*\]', lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
         try:
             with replacing(Path(path)) as temporary:
-                # File names that are no Unicode stand in class names as lone surrogates, which JSON can only escape.
+                # File names that are not Unicode give class names with lone surrogates, which JSON can only escape.
                 temporary.write_bytes(text.encode(errors="backslashreplace"))
         except OSError as error:
             raise EvaluationError(f"The record of the evaluation cannot be written to {path}: {error}.") from error
@@ -83,7 +83,7 @@ class JSONRecord:
         """Read what `write` wrote.
 
         Raises:
-            EvaluationError: no such file, no JSON, another schema, or fields missing; the message names them.
+            EvaluationError: no such file, not JSON, another schema, or missing fields; the message names them.
         """
         try:
             values = json.loads(Path(path).read_bytes())
@@ -92,9 +92,9 @@ class JSONRecord:
                 f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."
             ) from error
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            raise EvaluationError(f"{path} is no JSON ({error}): give the fid.json of an evaluation.") from error
+            raise EvaluationError(f"{path} is not JSON ({error}): give the fid.json of an evaluation.") from error
         if not isinstance(values, dict):
-            raise EvaluationError(f"{path} is no record of an evaluation: it holds a {type(values).__name__}.")
+            raise EvaluationError(f"{path} is not a record of an evaluation: it holds a {type(values).__name__}.")
         try:
             return cls.from_dict(values)
         except EvaluationError as error:
@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parsed(hint: Any, value: Any, where: str, problems: _Problems) -> Any:
-    """A value of the type that the hint names, out of plain ones; what is in its way goes to `problems`."""
+    """A value of the type that the hint names, from plain ones; what prevents it goes to `problems`."""
     kind, args = get_origin(hint), get_args(hint)
     if kind is UnionType:  # each of them is with None
         return None if value is None else _parsed(args[0], value, where, problems)

@@ -25,7 +25,7 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
     """Whether the figures of two evaluations say which model is better, or differ by how they were evaluated.
 
     Lines name the field, both values, and what the difference does to the figures. Only what both records have is
-    compared; figures that one of them has alone are a remark, or a reason where they share none.
+    compared; figures that only one of them has are a remark, or a reason if they share none.
     """
     found = Comparison([], [])
     if alone := _one_sided(first.figures, second.figures):
@@ -39,7 +39,7 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
 
 
 def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark, str, str]]:
-    """Kind, name and difference of every field, but for the figures, that is not the same in both."""
+    """Kind, name and difference of every field that is not the same in both, except the figures."""
     for name, hint in get_type_hints(type(a), include_extras=True).items():
         x, y = getattr(a, name), getattr(b, name)
         if is_dataclass(hint):
@@ -65,7 +65,7 @@ def _difference(x: Any, y: Any) -> str:
 
 
 def _one_sided(x: Collection[str], y: Collection[str]) -> str:
-    """What only one of two collections has; empty where there is nothing."""
+    """What only one of two collections has; empty if there is nothing."""
     in_x, in_y = set(x), set(y)
     sides = {"first": [name for name in x if name not in in_y], "second": [name for name in y if name not in in_x]}
     return "; ".join(f"only the {side} has {_few(names)}" for side, names in sides.items() if names)

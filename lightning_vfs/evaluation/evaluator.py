@@ -52,22 +52,22 @@ def evaluate(
     precision: Literal["16-mixed", "bf16-mixed"] | None = None,
     show_progress: bool = False,
 ) -> EvaluationRecord:
-    """Evaluate a model, as `FIDCallback` does in a trainer; the model's modes and the global random numbers stay.
+    """Evaluate a model, as `FIDCallback` does in a trainer; restores the model's modes and the random state.
 
     Where torch.distributed is initialized, every rank calls this with the same model on a device of its own and gets
     the same figures, which do not depend on the number of ranks.
 
     Args:
-        model: with the weights that are to be evaluated.
-        data: what supports and real images are taken from.
+        model: with the weights to evaluate.
+        data: provides supports and real images.
         plan: what is generated and computed.
         checkpoint: the file that the model was loaded from, for the record.
-        device: that the model is moved to; by default it stays where it is.
+        device: to which the model is moved; by default it stays where it is.
         precision: of mixed precision; by default the network runs in the type of its weights.
-        show_progress: with progress bars.
+        show_progress: show progress bars.
 
     Raises:
-        ConfigError, EvaluationError: an option that cannot work, or not with this model or data.
+        ConfigError, EvaluationError: an option that is not valid, or not for this model or data.
         SetSizeMismatchError: the data has sets of another size than the weights.
         VFSError: the checkpoint cannot be read.
     """
@@ -129,7 +129,7 @@ class Evaluator:
         return possible, (note,)
 
     def check(self, model: Any) -> int | None:
-        """Images in a support, None for a model that takes none; after all is held against the model.
+        """Check everything against the model; returns the images in a support, None for a model without one.
 
         Raises:
             SetSizeMismatchError: the data has sets of another size than the weights.
@@ -139,7 +139,7 @@ class Evaluator:
         if self.plan.vlb_images and model.config.latent.autoencoder:
             raise EvaluationError(
                 f"vlb_images is {self.plan.vlb_images}, but this model diffuses latents, whose variational bound says "
-                "nothing of pixels: set it to 0."
+                "nothing about pixels: set it to 0."
             )
         shots = self._shots(model)
         for evaluation in self.splits.values():
@@ -163,8 +163,8 @@ class Evaluator:
             )
         if encoder.condition == "label" and "out" in self.splits:
             raise EvaluationError(
-                "splits has 'out', classes never trained on, but a class-conditional model has contexts of its "
-                "training classes alone: set splits to ['in']."
+                "splits has 'out', classes never trained on, but a class-conditional model has contexts only for its "
+                "training classes: set splits to ['in']."
             )
         return None
 

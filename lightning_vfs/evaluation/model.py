@@ -73,7 +73,7 @@ def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -
     """Whose weights a model has.
 
     Args:
-        model: as it was loaded.
+        model: as loaded.
         checkpoint: the file that it was loaded from; without it the record has what the model itself knows.
 
     Raises:

@@ -15,7 +15,7 @@ from lightning_vfs.metrics.extractors import INCEPTION, check_metrics
 from lightning_vfs.metrics.fidelity import FidelityOptions
 
 SPLITS: dict[str, Split] = {"in": "train", "out": "test"}
-"""Split of the data behind each distribution: classes that the model is trained on, and classes that it never sees."""
+"""Split of the data behind each distribution: training classes, and unseen ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class EvaluationPlan:
 
     Args:
         num_images: images to generate per split, at least 2.
-        num_real_images: real images per split: all, or so many, drawn by seed.
+        num_real_images: real images per split, drawn by seed; None for all.
         splits: of `in` and `out`.
         sampling: how images are drawn.
         shots: images in a support; by default as many as condition one generation in training.
@@ -79,7 +79,7 @@ class EvaluationPlan:
 
     @property
     def ways(self) -> tuple[int, ...]:
-        """Numbers of classes that few_shot_accuracy chooses among; none where it is left out."""
+        """Numbers of classes that few_shot_accuracy chooses among; none if it is left out."""
         if self.few_shot_way is None:
             return ()
         return tuple(self.few_shot_way) if isinstance(self.few_shot_way, Sequence) else (self.few_shot_way,)

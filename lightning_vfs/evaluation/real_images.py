@@ -1,4 +1,4 @@
-"""The real images of a split as features: computed once, kept on disk, and held against each other for a floor."""
+"""The real images of a split as features: computed once, kept on disk, and compared with each other for a floor."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class RealImages:
 
     @property
     def floor_sizes(self) -> tuple[int, int]:
-        """Images in the two sets that are held against each other."""
+        """Images in the two sets that are compared for a floor."""
         generated, real, pool = self.num_images, len(self.chosen), len(self._pool)
         if pool >= generated + real:
             return generated, real
@@ -106,7 +106,7 @@ class RealImages:
             resize=RESIZE,
         )
         cached = load_features(source)
-        # Ranks of different machines may see different caches, and all of them have to take the same way.
+        # Ranks on different machines may see different caches, but all must take the same branch.
         if all(gather_objects(cached is not None)):
             assert cached is not None
             return cached
@@ -120,7 +120,7 @@ class RealImages:
         return rows
 
     def _compute_floors(self, options: FidelityOptions) -> dict[str, float]:
-        """The same on all ranks, since each has all features; so that none waits for another."""
+        """The same on all ranks, since each has all features, so that no rank waits for another."""
         assert self._rows is not None
         first, _ = self.floor_sizes
         if len(self._pool) >= self.num_images + len(self.chosen):
@@ -134,7 +134,7 @@ class RealImages:
             try:
                 check_enough([metric], len(one), len(other), options)
             except EvaluationError:
-                continue  # a floor that cannot be had is None in the record
+                continue  # a floor that cannot be computed is None in the record
             found = fidelity_figures(metric, one, other, options)
             floors |= {name: found[name] for name in FIGURES[metric]}
         return floors

@@ -11,7 +11,7 @@ from lightning_vfs.evaluation.codec import JSONRecord
 from lightning_vfs.version import __version__
 
 FILE_NAME = "fid.json"
-"""Of a record that is written beside checkpoints."""
+"""Name of a record that is written next to checkpoints."""
 
 
 # -- what a field is to a comparison: `compare` and the tests read it off the field's type -----------------------------
@@ -22,7 +22,7 @@ class Reason(NamedTuple):
 
     Attributes:
         effect: what another value does to the figures.
-        option: of some metrics or models alone: its value is None, and not compared, where it does not apply.
+        option: only of some metrics or models: its value is None, and not compared, if it does not apply.
     """
 
     effect: str
@@ -30,7 +30,7 @@ class Reason(NamedTuple):
 
 
 class Remark(NamedTuple):
-    """A field that is told where it differs, but that does not stand in the way of a comparison."""
+    """A field whose difference is reported, but does not prevent a comparison."""
 
     effect: str
 
@@ -48,7 +48,7 @@ class Figure:
 
     Args:
         value: NaN where generated images were not finite.
-        floor: the same metric between two disjoint sets of real images; None where there is none.
+        floor: the same metric between two disjoint sets of real images; None if there is none.
         floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
         chance: what guessing gives, of an accuracy.
     """
@@ -68,16 +68,14 @@ class ModelRecord:
         checkpoint_sha256: of that file.
         global_step: optimizer steps that it was trained for; None where it is not known.
         weights: the averaged ones (EMA), or those that the optimizer steps.
-        averaging_decay: decay of the average, where it is known; and whether it warmed up to it.
+        averaging_decay, averaging_warmup: of the average, if they are known.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
     """
 
     checkpoint: Annotated[str | None, Remark("this is what is compared")]
     checkpoint_sha256: Annotated[str | None, Remark("this is what is compared")]
     global_step: Annotated[int | None, Remark("this is what is compared")]
-    weights: Annotated[
-        Literal["averaged", "raw"], Reason("averaged weights give other figures than raw ones of the same run")
-    ]
+    weights: Annotated[Literal["averaged", "raw"], Reason("averaged and raw weights of one run give different figures")]
     averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
     averaging_warmup: Annotated[bool | None, Remark("this is a choice of training")]
     autoencoder_sha256: Annotated[str | None, Remark("this is what is compared")]
@@ -95,7 +93,7 @@ class DataRecord:
 
     dataset: Annotated[str, Reason("figures of different data")]
     image_size: Annotated[int, Reason("features see images of another size")]
-    channels: Annotated[int, Reason("features see grey in place of colour")]
+    channels: Annotated[int, Reason("features see grey instead of colour")]
 
 
 @dataclass(frozen=True)
@@ -116,13 +114,13 @@ class SplitRecord:
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
-    classes: Annotated[tuple[str, ...], Reason("other images are generated, and compared with other ones")]
+    classes: Annotated[tuple[str, ...], Reason("different images are generated, and compared with different real ones")]
     num_images: Annotated[int, Reason("FID is biased by the number of images")]
     num_real_images: Annotated[int, Reason("FID is biased by the number of images")]
-    generated_per_class: Annotated[dict[str, int], Reason("classes have another weight in the figures")]
-    real_per_class: Annotated[dict[str, int], Reason("classes have another weight in the figures")]
+    generated_per_class: Annotated[dict[str, int], Reason("classes have different weights in the figures")]
+    real_per_class: Annotated[dict[str, int], Reason("classes have different weights in the figures")]
     images_sha256: Annotated[str, Reason("the images of the split are not the same")]
-    real_images_sha256: Annotated[str, Reason("the figures are against other real images")]
+    real_images_sha256: Annotated[str, Reason("the figures compare with different real images")]
     supports_sha256: Annotated[str | None, Reason("images are generated from other supports", option=True)]
 
 
@@ -149,8 +147,8 @@ class SamplingRecord:
     eta: Annotated[float | None, Reason("another eta makes other images of the same model")]
     guidance: Annotated[float | None, Reason("guidance trades variety for likeness")]
     guidance_interval: Annotated[tuple[int, int] | None, Reason("guidance acts at other timesteps")]
-    shots: Annotated[int | None, Reason("more images of a class tell more of it", option=True)]
-    held_out: Annotated[str | None, Reason("the model is told other things of the class", option=True)]
+    shots: Annotated[int | None, Reason("more images of a class tell more about it", option=True)]
+    held_out: Annotated[str | None, Reason("the model sees something else of the class", option=True)]
     precision: Annotated[str, Reason("the same model makes slightly other images")]
     float32_matmul_precision: Annotated[str | None, Remark("images may differ in their last digits")]
     memory_format: Annotated[str | None, Remark("images may differ in their last digits")]
@@ -190,7 +188,7 @@ class MetricsRecord:
         isc_splits: parts that the Inception score is the mean of.
         isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
-        few_shot_way: classes that the figure of the plain name few_shot_accuracy chooses among; others say theirs.
+        few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]

@@ -37,7 +37,7 @@ class PatchEmbed(nn.Module):
 class DiTBlock(nn.Module):
     """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim) -> (b, l, dim).
 
-    Where it has cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
+    With cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
     feed-forward layers.
     """
 

@@ -34,7 +34,7 @@ def generate(
     *,
     sampling: SamplingConfig,
 ) -> jax.Array:
-    """One image (c, h, w) in [-1, 1] for every global index; its noise depends on index and seed alone.
+    """One image (c, h, w) in [-1, 1] for every global index; its noise depends only on index and seed.
 
     Args:
         conditions: contexts (b, ...); where the encoder sees the timestep, supports (b, k, c, h, w); None without

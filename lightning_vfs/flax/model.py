@@ -28,7 +28,7 @@ from lightning_vfs.training.pretrained import load_pretrained
 if TYPE_CHECKING:
     from lightning_vfs.modules import FewShotDiffusion as TorchModel
 
-NOT_IN_JAX = {"latent.autoencoder": "the autoencoder, in whose latents it diffuses, runs in torch alone"}
+NOT_IN_JAX = {"latent.autoencoder": "the autoencoder, in whose latents it diffuses, runs only in torch"}
 """Options of `VFSConfig` that the twin does not have, and why: it refuses models that set them."""
 
 
@@ -73,10 +73,10 @@ class FlaxVFSDDPM:
         """Model of a folder as `VFSDDPM.save_pretrained` writes it, or of a Hugging Face hub id.
 
         Warns:
-            StaleSetSizeWarning: the configuration states another set size than the weights, whose is taken.
+            StaleSetSizeWarning: the configuration states another set size than the weights, which override it.
 
         Raises:
-            CheckpointError: there is no such folder, or its files are no model of ours.
+            CheckpointError: there is no such folder, or it does not hold a lightning_vfs model.
         """
         config, state_dict = load_pretrained(name, "np")
         config = contract.config_for_weights(state_dict, config)
@@ -146,7 +146,7 @@ class FlaxVFSDDPM:
         """Training loss of a batch, a scalar: a pure function of its arguments, for `jax.grad` and `jax.jit`.
 
         Args:
-            params: in place of the model's own.
+            params: used instead of the model's own.
             x_set: (b, n, c, h, w) in [-1, 1].
             t: int (b,), one timestep per set.
             noise: standard normal, shaped like x_set.
@@ -288,7 +288,7 @@ def _floats(support: jax.Array | np.ndarray) -> jax.Array:
 
 
 def _leaves(state_dict: dict[str, np.ndarray], config: VFSConfig, source: str | Path) -> dict[str, np.ndarray]:
-    """The leaves of our weights, float32, by path."""
+    """The leaves of the weights, float32, by path."""
     ours = [parameter.name for parameter in parameter_table(config)]
     wrong = [f"missing: {name}" for name in ours if name not in state_dict]
     wrong += [f"extra: {name}" for name in sorted(set(state_dict) - set(ours))]

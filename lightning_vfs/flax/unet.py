@@ -40,8 +40,8 @@ class UNet(HalfUNet):
             direction: Direction | None = "up" if i < len(unet.channel_mult) - 1 else None
             level = UpLevel(unet.channels * mult, attends, direction, options, name=f"up_{i}")
             # One block more than on the way down; the maps come back in reverse.
-            beside = [skips.pop() for _ in range(unet.num_res_blocks + 1)]
-            x = level(x, beside, embedding, context)
+            skipped = [skips.pop() for _ in range(unet.num_res_blocks + 1)]
+            x = level(x, skipped, embedding, context)
         x = nn.silu(group_norm(x.shape[-1], "norm_out")(x))
         return rearrange(Conv3x3(self.config.out_channels, name="conv_out")(x), "b h w c -> b c h w")
 

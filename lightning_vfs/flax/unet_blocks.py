@@ -110,7 +110,7 @@ class UpLevel(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, then self-attention and, with a context, cross-attention, each beside a skip.
+    """A residual block, then self-attention and, with a context, cross-attention, each with a skip.
 
     x (b, h, w, c), embedding (b, e), context (b, tokens, d) -> (b, h, w, dim).
     """
@@ -130,7 +130,7 @@ class Block(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip, modulated by an embedding (b, e): (b, h, w, c) -> (b, h', w', dim).
+    """Two convolutions with a skip, modulated by an embedding (b, e): (b, h, w, c) -> (b, h', w', dim).
 
     h' and w' are h and w, or half or twice of them in a direction.
     """

@@ -37,12 +37,12 @@ def from_jax(
 
     Args:
         path: an Orbax checkpoint folder, a flat safetensors file, or a Flax msgpack file.
-        ema: take `ema_params` in place of `params`.
+        ema: use the averaged weights, `ema_params`, instead of `params`.
         cfg: the system's flat configuration, for a file that holds none.
         replica: which replica to take of a run whose devices hold different weights; by default they must agree.
 
     Returns:
-        The model; the weights' set size wins over a stale `sample_size`, with a warning.
+        The model; the weights' set size overrides a stale `sample_size`, with a warning.
 
     Raises:
         CheckpointError: the file is damaged or something else, its configuration has an option that is not known here,
@@ -58,7 +58,7 @@ def to_jax(model: VFSDDPM, path: str | Path) -> None:
 
     Raises:
         ConfigError: the system cannot express the model; the message names the options.
-        CheckpointError: the path is a folder that is no Orbax checkpoint, or orbax is not installed.
+        CheckpointError: the path is a folder, but not an Orbax checkpoint, or orbax is not installed.
     """
     write_jax(TrainingState(model.config, arrays(model.state_dict())), path)
 
@@ -67,16 +67,16 @@ def to_jax(model: VFSDDPM, path: str | Path) -> None:
 
 
 def read_jax(path: str | Path, cfg: Mapping[str, Any] | None = None, replica: int | None = None) -> TrainingState:
-    """Everything of a checkpoint of the JAX system that training goes on with; arguments and errors as `from_jax`."""
+    """What training needs of a checkpoint of the JAX system to resume; arguments and errors as `from_jax`."""
     path = Path(path)
     flat = read_flat(path)
     cfg = dict(cfg) if cfg is not None else _below(flat, "cfg")
     trees = _trees(flat)
     if not trees["params"]:
-        raise CheckpointError(f"{path} is no checkpoint of the JAX system: it has no leaves `params/...`.")
+        raise CheckpointError(f"{path} is not a checkpoint of the JAX system: it has no leaves `params/...`.")
     if not cfg:
         raise CheckpointError(
-            f"{path} holds no configuration: there is no `cfg` beside the parameters. Give the system's flat one: "
+            f"{path} holds no configuration: it has no `cfg` next to the parameters. Give the system's flat one: "
             "from_jax(path, cfg={...}), or --cfg FILE with JSON."
         )
     config = _seen_in_the_weights(config_from_jax({name: _plain(value) for name, value in cfg.items()}), trees)
@@ -172,11 +172,11 @@ def _refuse_different_replicas(trees: Trees, count: int, path: Path) -> None:
 
 
 def write_jax(state: TrainingState, path: str | Path) -> None:
-    """Write a training state as the JAX system's trainer does; see `to_jax`, which writes a model alone.
+    """Write a training state as the JAX system's trainer does; see `to_jax`, which writes only a model.
 
     Raises:
         ConfigError: the system cannot express the model; the message names the options.
-        CheckpointError: the path is a folder that is no Orbax checkpoint, or orbax is not installed.
+        CheckpointError: the path is a folder, but not an Orbax checkpoint, or orbax is not installed.
     """
     path = Path(path)
     cfg = jax_config_of(state.config)
@@ -215,7 +215,7 @@ def _whole_tree(state: TrainingState, cfg: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = leaf
-    # The state of optax.adamw: of its three transformations the first alone has one.
+    # The state of optax.adamw: only the first of its three transformations has one.
     adam = tree["opt_state"]["0"] | {"count": tree["step"]}
     return tree | {
         "step": state.step,
@@ -234,7 +234,7 @@ def _write_orbax(tree: dict[str, Any], path: Path) -> None:
             "file, which needs neither, is written where the name ends with .safetensors."
         ) from error
     if path.exists() and not (path / ORBAX_TREE).is_file() and (path.is_file() or any(path.iterdir())):
-        raise CheckpointError(f"{path} is there already and is no Orbax checkpoint: name a folder that can be written.")
+        raise CheckpointError(f"{path} exists already and is not an Orbax checkpoint: name another folder.")
     with replacing(path) as unfinished:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(unfinished.resolve(), tree, force=True)

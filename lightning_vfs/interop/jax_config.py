@@ -15,7 +15,7 @@ Dialect = Literal["seed", "head"]
 # The first state of the system had these in its code, not in its configuration.
 SEED_ENCODER = {"encoder_depth": 3, "encoder_heads": 8, "encoder_dim_head": 56, "encoder_mlp_ratio": 1.0}
 
-# Options of which one value alone can be read, with the reason.
+# Options of which only one value can be read, with the reason.
 UNSUPPORTED = {
     "encoder_mode": ("vit_set", "The encoder of single images has other layers."),
     "mode_conditioning": ("film", "Its cross-attention never worked in that system: there are no weights to keep."),
@@ -37,7 +37,7 @@ EXPRESSIBLE = {
 PADDED_SIZE, PADDING = 28, 2
 
 POOLS = {"none": "patches"}
-"""Poolings of the last state that have another name here: its `none` leaves class and time token out."""
+"""Poolings of the last state that have another name here: its `none` leaves out class and time token."""
 
 
 def dialect_of_cfg(cfg: Mapping[str, Any]) -> Dialect:
@@ -200,7 +200,7 @@ def _refuse_other_networks(config: VFSConfig) -> None:
 def _cannot_express(state: str, lost: list[str]) -> str:
     return (
         f"The JAX system{state} cannot express this model: {'; '.join(lost)}. Sample it in JAX with "
-        "FlaxVFSDDPM.from_torch(model), which runs all of our models but those of latents, or train one with those "
+        "FlaxVFSDDPM.from_torch(model), which runs every model except those of latents, or train one with those "
         "options."
     )
 

@@ -60,11 +60,11 @@ def _read_safetensors(path: Path) -> Flat:
             metadata = file.metadata() or {}
             flat: Flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     try:
         cfg = json.loads(metadata.get("config", "{}"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} has a `config` in its metadata that is no JSON: {error}") from error
+        raise CheckpointError(f"{path} has a `config` in its metadata that is not JSON: {error}") from error
     return flat | {f"cfg/{name}": value for name, value in cfg.items()}
 
 
@@ -86,11 +86,11 @@ def _read_msgpack(path: Path) -> Flat:
         tree = msgpack.unpackb(path.read_bytes(), ext_hook=extension, raw=False, strict_map_key=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise CheckpointError(
-            f"{path} is damaged or no Flax msgpack file ({error}); a flat safetensors file ends with .safetensors, and "
-            "an Orbax checkpoint is a folder."
+            f"{path} is damaged or not a Flax msgpack file ({error}); a flat safetensors file ends with .safetensors, "
+            "and an Orbax checkpoint is a folder."
         ) from error
     if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} is no Flax msgpack file of parameters: it holds a {type(tree).__name__}.")
+        raise CheckpointError(f"{path} is not a Flax msgpack file of parameters: it holds a {type(tree).__name__}.")
     return dict(_flattened(tree))
 
 
@@ -123,13 +123,13 @@ def _in_order(numbered: Mapping[str, Any]) -> list[Any]:
 
 
 def _read_orbax(folder: Path) -> Flat:
-    """Leaves by tensorstore; the tree and the strings are JSON files beside them."""
+    """Leaves by tensorstore; the tree and the strings are JSON files in the same folder."""
     if not (folder / ORBAX_TREE).is_file() and (folder / "default" / ORBAX_TREE).is_file():
         folder = folder / "default"  # as Orbax's CheckpointManager lays it out
     if not (folder / ORBAX_TREE).is_file():
         inside = sorted(p.name for p in folder.iterdir() if (p / ORBAX_TREE).is_file())
         hint = f"; it has the checkpoints {', '.join(inside)} in it: name one" if inside else ""
-        raise CheckpointError(f"{folder} is no Orbax checkpoint: there is no {ORBAX_TREE} in it{hint}.")
+        raise CheckpointError(f"{folder} is not an Orbax checkpoint: there is no {ORBAX_TREE} in it{hint}.")
     try:
         metadata = json.loads((folder / ORBAX_TREE).read_text())
         strings = folder / ORBAX_STRINGS

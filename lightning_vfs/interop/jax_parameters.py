@@ -1,7 +1,7 @@
-"""Our parameters beside those of the JAX tree, on NumPy arrays, in both directions.
+"""Parameters here and the leaves of the JAX tree that they correspond to, on NumPy arrays, in both directions.
 
 The tree's names are the JAX system's for the networks that it has: the encoder `set_vit`, a `dit` with `film`
-conditioning, a Gaussian context. What only we have goes by our names there.
+conditioning, a Gaussian context. Networks that only exist here keep their names there.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def parameter_table(config: VFSConfig) -> ParameterTable:
     """All parameters of a model, in the order in which images go through it.
 
     Raises:
-        ConfigError: a network of the user's own, whose parameters are not known here.
+        ConfigError: a custom network, whose parameters are unknown here.
     """
     table, encoder = ParameterTable(), config.encoder
     for architecture in (encoder.architecture, config.denoiser.architecture):
         if is_path(architecture):
-            raise ConfigError(f"{architecture} is a torch module of your own: there is no such network in JAX.")
+            raise ConfigError(f"{architecture} is a custom torch module: there is no such network in JAX.")
     match encoder.architecture:
         case "set_vit" | "vit":
             _transformer_encoder(table, config)
@@ -106,7 +106,7 @@ def _dit(table: ParameterTable, config: VFSConfig) -> None:
 
 
 def to_jax_params(state_dict: Arrays, config: VFSConfig) -> dict[str, np.ndarray]:
-    """Our state_dict as leaves of the JAX tree, contiguous, by paths such as `dit/params/Dense_0/kernel`."""
+    """The state_dict as leaves of the JAX tree, contiguous, by paths such as `dit/params/Dense_0/kernel`."""
     return {path: np.array(leaf, order="C") for path, leaf in _leaves(state_dict, config).items()}
 
 
@@ -126,7 +126,7 @@ def _leaves(state_dict: Arrays, config: VFSConfig) -> dict[str, np.ndarray]:
 
 
 def from_jax_params(params: Arrays, config: VFSConfig) -> dict[str, np.ndarray]:
-    """Our state_dict of the JAX tree's leaves, all of which must be there."""
+    """The state_dict from the JAX tree's leaves, all of which must be there."""
     return {
         parameter.name: parameter.from_jax([params[path] for path in parameter.paths])
         for parameter in parameter_table(config)
@@ -134,7 +134,7 @@ def from_jax_params(params: Arrays, config: VFSConfig) -> dict[str, np.ndarray]:
 
 
 def wrong_leaves(params: Arrays, expected: Mapping[str, tuple[int, ...]], config: VFSConfig) -> list[str]:
-    """What is missing, extra or misshaped, with our name beside theirs; one line each.
+    """What is missing, extra or misshaped, with the name on both sides; one line each.
 
     Args:
         params: leaves by path.

@@ -1,4 +1,4 @@
-"""Training states as Lightning checkpoints, from which `fit --ckpt_path` goes on."""
+"""Training states as Lightning checkpoints, which `fit --ckpt_path` resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_vfs.training.state import Moments, TrainingState, arrays, tensors
 
 
 def write_lightning(state: TrainingState, path: str | Path) -> None:
-    """Write a checkpoint as a run would that has got this far: weights, their average, AdamW's moments, the step.
+    """Write a checkpoint as a run at this step would: raw and averaged weights, AdamW's moments, the step.
 
     The optimizer's settings are VFSDDPM's defaults, which flags of `fit` replace.
     """
@@ -36,7 +36,7 @@ def write_lightning(state: TrainingState, path: str | Path) -> None:
     trainer.strategy.optimizers = [optimizer]
     trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(_scheduler(model, optimizer, state.step))]
     epoch_loop = trainer.fit_loop.epoch_loop
-    # A checkpoint that is written within a step does not count it here yet; Lightning adds it when it goes on.
+    # A checkpoint that is written within a step does not count it here yet; Lightning adds it when it resumes.
     epoch_loop._batches_that_stepped = max(0, state.step - 1)
     progress = epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     progress.ready = progress.completed = state.step
@@ -44,7 +44,7 @@ def write_lightning(state: TrainingState, path: str | Path) -> None:
 
 
 def _quiet_trainer(callbacks: list[Callback]) -> pl.Trainer:
-    """A trainer that writes checkpoints, and does not tell of the machine as if it were to train."""
+    """A trainer that only writes checkpoints, without messages about devices."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -83,7 +83,7 @@ def _optimizer(model: VFSDDPM, state: TrainingState) -> torch.optim.AdamW:
 
 
 def _scheduler(model: VFSDDPM, optimizer: torch.optim.AdamW, step: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """A schedule that has come to a step; its rates are made when the run goes on, which knows where it ends."""
+    """A schedule that has reached a step; its rates are computed by the resumed run, which knows where it ends."""
     factor = functools.partial(warmup_cosine, warmup_steps=0, decay_steps=1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scheduler.last_epoch = step
@@ -109,7 +109,7 @@ def read_lightning(path: str | Path) -> TrainingState:
 
 
 def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:
-    """AdamW's moments by name, zero for buffers; None where the optimizer has taken no step."""
+    """AdamW's moments by name, zero for buffers; None if the optimizer has taken no step."""
     states = checkpoint.get("optimizer_states") or [{"state": {}}]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_adamw(model, model.optimizer_config, fused=False).param_groups

@@ -17,7 +17,7 @@ def model_of(state: TrainingState, averaged: bool = False) -> VFSDDPM:
         CheckpointError: averaged weights are asked for, and there are none.
     """
     if averaged and state.averaged is None:
-        raise CheckpointError("There are no averaged weights (`ema_params`) in the checkpoint: take the raw ones.")
+        raise CheckpointError("There are no averaged weights (`ema_params`) in the checkpoint: use the raw ones.")
     model = VFSDDPM(state.config)
     model.load_state_dict(tensors(state.averaged if averaged else state.weights))  # type: ignore[arg-type]
     return model.eval()

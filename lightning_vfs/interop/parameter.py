@@ -1,4 +1,4 @@
-"""One of our parameters beside the leaves of a JAX tree that it is made of, on NumPy arrays."""
+"""A parameter here and the leaves of a JAX tree that it consists of, on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from einops import rearrange
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of our parameters (or buffers), and the leaves that it is made of.
+    """A parameter (or buffer) here, and the leaves that it consists of.
 
     Args:
-        name: ours, in a state_dict.
-        paths: theirs, joined by `/`; several are concatenated along our first axis.
-        theirs, ours: axes of a leaf and of its part in our parameter, as einops names them.
+        name: in the state_dict.
+        paths: of the leaves, joined by `/`; several are concatenated along the parameter's first axis.
+        theirs, ours: axes of a leaf and of its part in the parameter, as einops names them.
         sizes: lengths of axes that one side merges.
     """
 
@@ -27,7 +27,7 @@ class Parameter:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def from_jax(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """Our float32 parameter of its leaves, contiguous."""
+        """The float32 parameter from its leaves, contiguous."""
         parts = [self._rearranged(leaf, self.theirs, self.ours) for leaf in leaves]
         joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
         # `array` and not `ascontiguousarray`, which would turn a scalar's shape () into (1,).
@@ -81,7 +81,7 @@ class ParameterTable(list[Parameter]):
         self.same(f"{ours}.out.bias", f"{path}/out/bias")
 
     def cross_attention(self, ours: str, path: str) -> None:
-        """Attention to the tokens of a context, which has our names."""
+        """Attention to the tokens of a context, with the same names on both sides."""
         for part in ("norm", "context_norm"):
             self.norm(f"{ours}.{part}", f"{path}/{part}")
         for part in ("q", "kv", "out"):

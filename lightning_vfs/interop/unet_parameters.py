@@ -1,4 +1,4 @@
-"""Parameters of the UNets beside those of their Flax twins, whose names are ours: `down.0` is `down_0` there."""
+"""Parameters of the UNets and of their Flax twins, which keep the names: `down.0` is `down_0` there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Rows:
     """Rows of a table for the layers of one UNet.
 
     Args:
-        ours, path: where it lies in our state_dict, and in the JAX tree.
+        ours, path: where it is in the state_dict, and in the JAX tree.
         modulated: its residual blocks have an embedding.
         by_block: residual blocks change the resolution; else convolutions do.
         crosses: cross-attention follows every self-attention.
@@ -65,7 +65,7 @@ class _Rows:
         self.table.norm(*self._both(name))
 
     def _both(self, name: str) -> tuple[str, str]:
-        """Our name of a layer, and the tree's."""
+        """Name of a layer in the state_dict, and in the tree."""
         in_tree = re.sub(r"\.(\d)", r"_\1", name).replace(".", "/")
         return f"{self.ours}.{name}", f"{self.path}/{in_tree}"
 

@@ -29,7 +29,7 @@ glyph_cnn.register()
 class ImageFeatures:
     """Features of uint8 images by one of torch-fidelity's extractors, in evaluation mode and float32.
 
-    It is no torch module, so that a metric or callback which holds it adds nothing to a LightningModule's weights.
+    It is not a torch module, so a metric or callback that holds it adds nothing to a LightningModule's weights.
 
     Args:
         name: a name in torch-fidelity's registry: `inception-v3-compat`, `glyph-cnn`, or one registered by the user.
@@ -43,7 +43,7 @@ class ImageFeatures:
         dtype: the features' type, by name.
 
     Raises:
-        EvaluationError: unknown name or metric; weights that can't be had, are damaged or belong to another network.
+        EvaluationError: unknown name or metric; weights that are missing, damaged or of another network.
     """
 
     dtype = "float32"
@@ -71,7 +71,7 @@ class ImageFeatures:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the file that the weights came from; of all tensors of an extractor that has no file of its own.
+        """SHA-256 of the file that the weights came from; of all tensors of an extractor without its own file.
 
         The file is the one given, the one shipped or Inception's in torch hub's folder.
         """
@@ -146,7 +146,7 @@ def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
 def _build(name: str, layers: list[str], weights_path: str | os.PathLike[str] | None) -> FeatureExtractorBase:
     path = None if weights_path is None else Path(weights_path)
     if path is not None and not path.is_file():
-        raise EvaluationError(f"The weights of feature extractor {name!r} are not there: {path} is no file.")
+        raise EvaluationError(f"The weights of feature extractor {name!r} are missing: {path} is not a file.")
     try:
         if path is not None and name != glyph_cnn.NAME:
             # torch-fidelity unpickles whatever the file holds; a file that loads as mere weights runs no code.
@@ -176,7 +176,7 @@ def _why_not(name: str, path: Path | None, error: Exception) -> str:
         return f"Feature extractor {name!r} could not be built ({reason}). Its weights can be given by weights_path."
     checkpoints = _checkpoints()
     return (
-        f"The weights of feature extractor {name!r} could not be had by download or from {checkpoints} ({reason}). "
+        f"The weights of feature extractor {name!r} could not be downloaded or read from {checkpoints} ({reason}). "
         f"Ways out: get {URL_INCEPTION_V3} on a machine with a network and give the file as weights_path, "
         f"or put it into {checkpoints} (replacing a damaged one); for the built-in glyphs use "
         f"feature_extractor {glyph_cnn.NAME!r}, whose weights are in this package."

@@ -49,7 +49,7 @@ def pixels_sha256(images: Iterable[Tensor]) -> str:
 
 
 def _run(shape: tuple[int, ...], count: int) -> bytes:
-    """What ends a run of images of one shape. At its end, since it can then be told from pixels: from the back."""
+    """Ends a run of images of one shape; at its end, so that it can be distinguished from pixels, from the back."""
     return np.array([*shape, count], dtype="<i8").tobytes()
 
 
@@ -91,7 +91,7 @@ class FeatureSource:
 
 
 def load_features(source: FeatureSource, folder: Path | None = None) -> dict[str, Tensor] | None:
-    """Features (n, d) float32 by layer; None where there are none yet, or none that can be used.
+    """Features (n, d) float32 by layer; None if there are none yet, or no usable ones.
 
     Args:
         source: what they are features of.
@@ -107,7 +107,7 @@ def load_features(source: FeatureSource, folder: Path | None = None) -> dict[str
             metadata = file.metadata()
         problem = _problem(source, features)
         if not problem and metadata != source.describe() | {"features_sha256": _sha256(features)}:
-            problem = "its features are not those that it was written with"
+            problem = "its features differ from those that were written"
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, TypeError, ValueError) as error:
@@ -128,10 +128,10 @@ def store_features(source: FeatureSource, features: Mapping[str, Tensor], folder
     Args:
         source: what they are features of.
         features: as `load_features` is to give them, on any device.
-        folder: of the cache, which is made where it is missing; None for the package's.
+        folder: of the cache, which is made if necessary; None for the package's.
 
     Warns:
-        UserWarning: they cannot be written, or are not finite or of another shape; the evaluation can go on.
+        UserWarning: they cannot be written, or are not finite or of another shape; the evaluation can continue.
     """
     path = source.path(folder)
     tensors = {layer: rows.detach().cpu().contiguous() for layer, rows in features.items()}

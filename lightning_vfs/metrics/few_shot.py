@@ -18,7 +18,7 @@ class FewShotAccuracy(IndexedMetric):
 
     An image is compared, by Euclidean distance of features, with the mean of the real images of its own class and of
     way - 1 others drawn by (seed, global sample index): nearest-mean classification as in prototypical networks, Snell
-    et al. 2017, eq. 2. FID does not see a model that ignores its support; this figure is then at chance.
+    et al. 2017, eq. 2. FID does not detect a model that ignores its support; this figure is then at chance.
 
     The figure depends neither on the order and size of batches nor on the number of ranks: see `IndexedMetric`. Nor
     does it depend on the device: distances are float64 on the CPU, as other figures are, and MPS has no float64.
@@ -26,8 +26,8 @@ class FewShotAccuracy(IndexedMetric):
     Args:
         real_features: features of all real images (m, d); on every rank.
         real_labels: their classes (m,), from 0.
-        way: classes to choose among, at least 2; or several such numbers, for a figure of each from one pass, the same
-            as each would have alone.
+        way: classes to choose among, at least 2; or several such numbers, for one figure each from one pass, the
+            same as from separate passes.
         seed: draws the other classes.
 
     Only classes with at least 2 real images take part, so that generated and real images face the same choice; images
@@ -72,7 +72,7 @@ class FewShotAccuracy(IndexedMetric):
             features: (n, d).
             labels: class of each image's support (n,), from 0.
             index: global sample index of each (n,).
-            leave_one_out: the images are among the real ones; each is taken out of its own class's mean.
+            leave_one_out: the images are among the real ones; each is excluded from its own class's mean.
         """
         features, labels, index = features.detach().cpu().double(), labels.cpu(), index.cpu()
         taking_part = torch.isin(labels, self.classes)
@@ -104,7 +104,7 @@ class FewShotAccuracy(IndexedMetric):
         return figures[0] if isinstance(self.way, int) else figures
 
     def _others(self, index: Tensor, labels: Tensor) -> Tensor:
-        """Classes other than its own for each image, (n, max(ways) - 1), by (seed, index) alone.
+        """Classes other than its own for each image, (n, max(ways) - 1), by (seed, index).
 
         A smaller way takes the first way - 1 of them.
         """

@@ -120,13 +120,13 @@ class FidelityMetric(IndexedMetric):
         return {name: self.on_device(torch.tensor(figure, dtype=torch.float64)) for name, figure in figures.items()}
 
     def notes(self) -> dict[str, str]:
-        """What is to be said, by metric, of the way in which the last `compute` found its figures; often nothing."""
+        """Notes, by metric, on how the last `compute` found its figures; often none."""
         return dict(self._notes)
 
     def per_class(
         self, labels_generated: Tensor, labels_real: Tensor, classes: Iterable[int]
     ) -> dict[int, dict[str, float]]:
-        """`fid` of each of these classes alone, from the features at hand. Collective; equal on all ranks.
+        """`fid` of each of these classes, from the current features. Collective; equal on all ranks.
 
         Args:
             labels_generated: class of each generated image (n,), by its global sample index.
@@ -188,7 +188,7 @@ class FidelityMetric(IndexedMetric):
         }
 
     def _rows(self, kind: str, layer: str) -> tuple[Tensor, Tensor]:
-        # On the CPU, as in torch-fidelity's command: a GPU would round otherwise.
+        # On the CPU, as in torch-fidelity's command: a GPU would round differently.
         index, rows = self.gathered(f"{kind}_layer_{layer}")
         return index.cpu(), rows.cpu()
 
@@ -197,7 +197,7 @@ def fidelity_figures(metric: str, generated: Tensor, real: Tensor, options: Fide
     """Figures of one metric from features (n, d) and (m, d), float32 on the CPU; NaN when a feature is not finite.
 
     `fid` >= 0, Heusel et al. 2017; `kid`, below 0 by chance, and `kid_std` over subsets, Binkowski et al. 2018; `isc`
-    from 1 to d, of the generated images' logits alone, and `isc_std` over splits, Salimans et al. 2016; `precision` and
+    from 1 to d, of the generated images' logits only, and `isc_std` over splits, Salimans et al. 2016; `precision` and
     `recall` in [0, 1], Kynkäänniemi et al. 2019.
     """
     used = (generated,) if metric == "isc" else (generated, real)
@@ -227,7 +227,7 @@ def check_enough(
     options: FidelityOptions = FidelityOptions(),
     where: str | None = None,
 ) -> None:
-    """Raise EvaluationError unless there are images enough for these metrics; it says of each what it needs.
+    """Raise EvaluationError unless there are enough images for these metrics; it says what each needs.
 
     FID needs 2 generated and 2 real images, KID `kid_subset_size`, precision and recall `prc_neighborhood` + 1, the
     Inception score `isc_splits` generated ones.
@@ -241,7 +241,7 @@ def check_enough(
     """
     metrics = tuple(metrics)
     check_metrics(metrics)
-    # What a metric needs of images, the option that says so, and by how much it is smaller.
+    # How many images a metric needs, the option that decides it, and by how much that is smaller.
     needs = {
         "fid": (2, None, 0),
         "kid": (options.kid_subset_size, "kid_subset_size", 0),
@@ -274,7 +274,7 @@ def check_classes(
     Args:
         labels_generated: class of each generated image (n,), from 0.
         labels_real: class of each real image (m,), from 0.
-        classes: those that are to have a figure.
+        classes: those that get a figure.
         names: of all classes, for the message.
     """
     classes = list(classes)

@@ -17,8 +17,8 @@ class IndexedMetric(Metric):
     """A torchmetrics Metric whose states are rows with a global sample index.
 
     Rows may arrive in any order, in batches of any size, on any rank, twice, or not at all on some rank: `gathered`
-    gives them once each, in the order of their index. They are kept on the metric's device, wherever they come from:
-    collectives of NCCL refuse any other.
+    gives them once each, in the order of their index. They are kept on the metric's device, wherever they come from,
+    because NCCL's collectives refuse any other.
     """
 
     full_state_update = False
@@ -64,9 +64,9 @@ class IndexedMetric(Metric):
         super().sync(*args, **kwargs)
 
     def on_first_rank(self, figure: Callable[[], T]) -> T:
-        """Value of `figure()`, computed on rank 0 alone and sent to the others, as is an exception it raises.
+        """Value of `figure()`, computed on rank 0 only and sent to the others, as is an exception it raises.
 
-        To be called inside `compute`, by all ranks.
+        All ranks call it, inside `compute`.
         """
         if not self._is_synced:
             return figure()
@@ -74,7 +74,7 @@ class IndexedMetric(Metric):
         if torch.distributed.get_rank() == 0:
             try:
                 outcome[0] = figure()
-            except Exception as error:  # the other ranks would wait for ever
+            except Exception as error:  # the other ranks would wait forever
                 outcome[1] = error
         torch.distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:

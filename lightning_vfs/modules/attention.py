@@ -71,7 +71,7 @@ class EncoderAttention(nn.Module):
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, key: Tensor | None
     ) -> Tensor:
-        """Scaled dot-product attention; fused, but where its weights are dropped: the kernels draw by themselves."""
+        """Scaled dot-product attention; fused, except with dropout, for which the kernels draw by themselves."""
         if not self.training or not self.weight_drop.dropped_levels:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         logits = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)

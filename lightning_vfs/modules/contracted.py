@@ -1,4 +1,4 @@
-"""The LightningModule's side of the set contract: it asks at every door, on all ranks alike."""
+"""The LightningModule's side of the set contract, checked wherever sets or weights enter, alike on all ranks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lightning_vfs.training.sharding import ShardableModule
 
 
 class SetContractModule(FewShotGenerator, ShardableModule):
-    """A few-shot diffusion model that holds checkpoints, data and batches against the set contract.
+    """A few-shot diffusion model that checks checkpoints, data and batches against the set contract.
 
     Attributes:
-        on_set_size_mismatch: what happens where data has sets of another size than the weights.
-        class_names: of a class-conditional model that was trained or is about to be, its training classes.
+        on_set_size_mismatch: what happens if the data has sets of another size than the weights.
+        class_names: the training classes of a class-conditional model, once they are known.
     """
 
     on_set_size_mismatch: contract.OnMismatch = "error"
     class_names: tuple[str, ...] | None = None
 
     def on_fit_start(self) -> None:
-        """After a checkpoint, if any, is loaded: hold the data's set size against the weights'."""
+        """After a checkpoint, if any, is loaded: compare the data's set size with the weights'."""
         self._check_data()
 
     def on_validation_start(self) -> None:
@@ -48,7 +48,7 @@ class SetContractModule(FewShotGenerator, ShardableModule):
             self._check_classes()
 
     def _check_classes(self) -> None:
-        """Hold the data's classes against those of a class-conditional model, which takes them before it is trained.
+        """Compare the data's classes with those of a class-conditional model, which takes them before it is trained.
 
         Raises:
             ClassMismatchError: they differ in number or name, or the data does not say them.
@@ -64,7 +64,7 @@ class SetContractModule(FewShotGenerator, ShardableModule):
         self.class_names = names
 
     def check_set_size(self, data: int) -> None:
-        """Hold the data's images per set against the weights and the configuration.
+        """Compare the data's images per set with the weights and the configuration.
 
         Raises:
             SetSizeMismatchError: they differ, and `on_set_size_mismatch` is `error`.
@@ -76,7 +76,7 @@ class SetContractModule(FewShotGenerator, ShardableModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: hold the checkpoint's weights against the configuration and the data.
+        """Before a weight is copied: compare the checkpoint's weights with the configuration and the data.
 
         Raises:
             CheckpointError: the checkpoint holds no weights of this model, or another model's; the message names all
@@ -93,13 +93,13 @@ class SetContractModule(FewShotGenerator, ShardableModule):
             self.class_names = tuple(checkpoint["class_names"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside weights: the classes of a class-conditional model."""
+        """Add the classes of a class-conditional model."""
         super().on_save_checkpoint(checkpoint)
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
 
     def _apply_config(self, config: VFSConfig) -> None:
-        """Take the configuration that holds, with a tokenizer of its width where that changed."""
+        """Take this configuration, with a tokenizer of the new width if that changed."""
         if config.patch_dim != self.config.patch_dim:
             fresh = SPT(cast(int, config.patch_dim), config.encoder.patch_size, config.encoder.dim)
             encoder = cast(SetEncoder, self.encoder)
@@ -108,7 +108,7 @@ class SetContractModule(FewShotGenerator, ShardableModule):
         self.hparams["config"] = config.to_dict()
 
     def _data_set_sizes(self) -> list[int]:
-        """Images per set of the attached data module on all ranks, where it says, so that all ranks decide alike."""
+        """Images per set of the attached data modules of all ranks, if they say, so that all ranks decide alike."""
         if self.attached_trainer is None:
             return []
         size = getattr(getattr(self.trainer, "datamodule", None), "set_size", None)
@@ -124,7 +124,7 @@ class SetContractModule(FewShotGenerator, ShardableModule):
         self._check_first_batch(batch, batch_idx)
 
     def _check_first_batch(self, batch: Any, batch_idx: int) -> None:
-        """Check what all ranks got, on all of them: where one stops alone, the others wait for it forever.
+        """Check on every rank what all ranks received: if one stopped alone, the others would wait for it forever.
 
         Raises:
             SetSizeMismatchError: the batch's n is not the agreed one.

@@ -1,4 +1,4 @@
-"""What a training step costs in operations and memory, counted from the shapes alone: nothing is computed."""
+"""What a training step costs in operations and memory, counted from shapes: nothing is computed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _update_operations(model: nn.Module) -> int:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts operations that are no views."""
+    """Counts operations other than views."""
 
     count = 0
 
@@ -82,7 +82,7 @@ class _Operations(TorchDispatchMode):
 def activation_bytes(
     config: VFSConfig, sets: int = 1, precision: torch.dtype = torch.float32, checkpoint_activations: bool = False
 ) -> int:
-    """Bytes that a training step keeps from its forward pass for its backward pass, beside weights and gradients.
+    """Bytes that a training step keeps from its forward pass for its backward, besides weights and gradients.
 
     Every storage that autograd saves counts once, with fused attention and without compilation. With
     `checkpoint_activations` these are the blocks' inputs, and the largest block's own activations are added, which the

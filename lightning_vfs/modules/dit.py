@@ -1,4 +1,4 @@
-"""The denoiser DiT (Peebles and Xie 2023, arXiv 2212.09748), with a set's context in place of a class label."""
+"""The denoiser DiT (Peebles and Xie 2023, arXiv 2212.09748), with a set's context instead of a class label."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DiTBlock(NetworkBlock):
     """Transformer block with adaLN-Zero: tokens (b, l, dim), condition (b, dim), key of the dropout -> (b, l, dim).
 
-    Where it has cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
+    With cross-attention, the tokens attend to the context's, (b, m, context_dim), between self-attention and
     feed-forward layers.
     """
 

@@ -39,7 +39,7 @@ class Dropout(nn.Module):
         return torch.where(kept, x * (_LEVELS / (_LEVELS - self.dropped_levels)), 0.0)
 
 
-# An operator of its own, since Inductor computes with indices as if integers had no end, and these are to wrap around.
+# A custom operator, because Inductor computes indices as if integers had no limit, and these must wrap around.
 @torch.library.custom_op("lightning_vfs::keep_mask", mutates_args=())
 def keep_mask(key: Tensor, count: int, stream: int, dropped_levels: int) -> Tensor:
     """Which features stay: key int64 (b,) -> bool (b, count), each False with probability dropped_levels / 2^16."""
@@ -54,7 +54,7 @@ def _(key: Tensor, count: int, stream: int, dropped_levels: int) -> Tensor:
 
 
 def number_dropout(network: nn.Module) -> None:
-    """Give every dropout layer of a network a number of its own, so that no two have the same masks."""
+    """Give every dropout layer of a network its own number, so that no two have the same masks."""
     layers = (layer for layer in network.modules() if isinstance(layer, Dropout))
     for number, layer in enumerate(layers):
         layer.number = number

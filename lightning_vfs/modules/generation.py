@@ -83,7 +83,7 @@ class FewShotGenerator(FewShotDiffusion):
         label: Int[Tensor, " b"] | None = None,
         **options: Any,
     ) -> Float[Tensor, "b c h w"]:
-        """One image for each condition; its noise depends on its global index and the seed alone.
+        """One image for each condition; its noise depends only on its global index and the seed.
 
         Args:
             support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; None for the baselines without one.
@@ -99,7 +99,7 @@ class FewShotGenerator(FewShotDiffusion):
         Raises:
             SetSizeMismatchError: a support is empty or larger than the model takes.
             ConfigError: an unknown sampler, an option out of range, or guidance without a null context.
-            ValueError: a support, or no support, for a model that takes none, or one; the same of labels.
+            ValueError: a support or label that the model does not take, or one that it needs and does not get.
         """
         sampling = replace(sampling, **options)
         index = index.to(self._weights_device)
@@ -204,7 +204,7 @@ class FewShotGenerator(FewShotDiffusion):
     ) -> BitsPerDim:
         """Variational bound of images given their supports, in bits per dimension (Nichol and Dhariwal 2021, eq. 4).
 
-        The noise of an image at a timestep depends on its global index, the timestep and the seed alone. With a
+        The noise of an image at a timestep depends only on its global index, the timestep and the seed. With a
         variational context the figure is that of its posterior's mode, and the context's own KL is not in it.
 
         Args:
@@ -212,7 +212,7 @@ class FewShotGenerator(FewShotDiffusion):
             support: (b, k, c, h, w) in [-1, 1], k from 1 to `config.sets.shots`; without the image itself. None for
                 the baselines without one.
             index: int64 (b,), global indices of the images.
-            steps: timesteps of the process that are taken; all by default. Fewer of them are another, coarser model.
+            steps: timesteps of the process that are taken; all by default. Fewer give a different, coarser model.
             seed: seed of the noise.
             label: int64 (b,), training classes, for class-conditional models.
 
@@ -223,8 +223,8 @@ class FewShotGenerator(FewShotDiffusion):
         """
         if self.config.latent.autoencoder:
             raise ConfigError(
-                "The variational bound of a model of latents is not one of 8-bit images: it has no bits per dimension. "
-                "Leave it out (vlb_images 0)."
+                "The variational bound of a model of latents says nothing about 8-bit images, so there are no bits per "
+                "dimension. Leave it out (vlb_images 0)."
             )
         if index.shape != x_0.shape[:1] or (
             support is not None and x_0.shape != (*support.shape[:1], *support.shape[2:])
@@ -252,7 +252,7 @@ class FewShotGenerator(FewShotDiffusion):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """No dropout inside, and the mode as it was outside."""
+        """Without dropout inside; the previous mode is restored afterwards."""
         was_training = self.training
         self.eval()
         try:

@@ -1,4 +1,4 @@
-"""A frozen autoencoder between images and latents. Its weights are no part of the model's."""
+"""A frozen autoencoder between images and latents. Its weights are not part of the model's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Diffusion's."""
 class Autoencoder:
     """Images to latents and back by diffusers' AutoencoderKL, in evaluation mode and always in float32.
 
-    It is no torch module, so that a model which holds it has its weights neither in checkpoints nor in the optimizer;
+    It is not a torch module, so neither checkpoints nor the optimizer of a model that holds it include its weights;
     copies of the model, such as an average of its weights, share it.
 
     Args:
@@ -82,7 +82,7 @@ class Autoencoder:
         return self._in_chunks(images, latents, height * width * self._downsampling**2)
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-        """`function` of x (b, ...), which stands for images of so many pixels, in float32 on x's device."""
+        """`function` of x (b, ...), which stands for images of that many pixels, in float32 on x's device."""
         if self._vae.device != x.device:
             # The first batch may be one of validation, and training cannot use tensors made in inference mode.
             with torch.inference_mode(False):
@@ -135,7 +135,7 @@ def _load(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} is damaged, or its {WEIGHTS} and {CONFIG} are not of the same autoencoder: {error}"
         ) from error
-    # diffusers leaves tensors that the file lacks as chance has it, and says so only in its log.
+    # diffusers leaves tensors that the file lacks at random values, and says so only in its log.
     for keys, problem in ((report["missing_keys"], "lacks"), (report["unexpected_keys"], "should not have")):
         if keys:
             raise CheckpointError(

@@ -63,7 +63,7 @@ class TimestepMLP(nn.Module):
 
 
 def required_timestep(t: Num[Tensor, " b"] | None) -> Num[Tensor, " b"]:
-    """The timestep (b,) of an encoder that sees it; raises ValueError where there is none."""
+    """The timestep (b,) of an encoder that sees it; raises ValueError if there is none."""
     if t is None:
         raise missing_timestep()
     return t

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a sample's global index alone: not on batch size, rank, worker or device."""
+"""Random numbers that depend only on a sample's global index: not on batch size, rank, worker or device."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """x (b, c, h, w), and a map (b, skip, h, w) beside it for every block -> (b, dim, 2h, 2w), at the last level h, w.
+    """x (b, c, h, w), and a skipped map (b, skip, h, w) for every block -> (b, dim, 2h, 2w), at the last level h, w.
 
     The maps are taken off the end of the list `skips`.
     """
@@ -146,7 +146,7 @@ class Block(NetworkBlock):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip, modulated by an embedding (b, e): (b, in_dim, h, w) -> (b, dim, h', w').
+    """Two convolutions with a skip, modulated by an embedding (b, e): (b, in_dim, h, w) -> (b, dim, h', w').
 
     h' and w' are h and w, or half or twice of them in a direction.
     """
@@ -181,7 +181,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention2d(nn.Module):
-    """Positions of a feature map attend to each other, beside a skip: (b, dim, h, w) -> (b, dim, h, w)."""
+    """Positions of a feature map attend to each other, with a skip: (b, dim, h, w) -> (b, dim, h, w)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class SelfAttention2d(nn.Module):
 
 
 class CrossAttention2d(nn.Module):
-    """Positions attend to the context (b, tokens, context_dim), beside a skip: (b, dim, h, w) -> (b, dim, h, w)."""
+    """Positions attend to the context (b, tokens, context_dim), with a skip: (b, dim, h, w) -> (b, dim, h, w)."""
 
     def __init__(self, dim: int, heads: int, context_dim: int) -> None:
         super().__init__()

@@ -76,16 +76,16 @@ class VFSDDPM(SetContractModule):
         config: a VFSConfig, or its plain values.
         optimizer: an OptimizerConfig, or its plain values.
         compile: compile the loss with `torch.compile`.
-        checkpoint_activations: compute the blocks' activations again in the backward pass, in place of keeping them:
-            less memory, and about a third more time.
-        on_set_size_mismatch: `error`, or `adapt`: sets of another size than the model's are completed with zero
-            images, or subsampled by seed.
-        skip_nonfinite: leave out steps whose loss or gradients are not finite, and count them in
+        checkpoint_activations: recompute the blocks' activations in the backward pass instead of keeping them: less
+            memory, and about a third more time.
+        on_set_size_mismatch: `error`, or `adapt`: sets of another size than the model's are padded with zero images,
+            or subsampled by seed.
+        skip_nonfinite: skip steps whose loss or gradients are not finite, and count them in
             `train/skipped_steps`; otherwise such a step stops the run.
         float32_matmul_precision: of matrix products in float32, `highest`, `high` (TF32) or `medium` (bfloat16), by
             `torch.set_float32_matmul_precision`; by default `high` on CUDA, and torch's own setting elsewhere.
-        channels_last: keep the UNets' weights in the memory format that convolutions on CUDA are fastest in; by default
-            on CUDA alone.
+        channels_last: keep the UNets' weights in the memory format in which convolutions on CUDA are fastest; by
+            default only on CUDA.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -132,10 +132,10 @@ class VFSDDPM(SetContractModule):
         )
 
     origin: str | None = None
-    """Whose weights it has, and of which step, where they are a checkpoint's: such as `raw weights of step 400`."""
+    """Which weights it has, and of which step, if they come from a checkpoint, such as `raw weights of step 400`."""
 
     takes_raw_weights = False
-    """Of checkpoints with an average of the weights, take the weights themselves."""
+    """From checkpoints with averaged weights, take the raw ones."""
 
     @property
     def learning_rate(self) -> float:
@@ -150,10 +150,10 @@ class VFSDDPM(SetContractModule):
     # -- files, and what goes with weights ---------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Before a checkpoint is read: files are written whole, and checked when read, unless the user chose a way.
+        """Before a checkpoint is read: files are written whole and checked when read, unless the user chose otherwise.
 
         Raises:
-            ConfigError: the trainer's strategy or precision is not supported, or it has two averages of weights.
+            ConfigError: the trainer's strategy or precision is not supported, or it averages weights twice.
             ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
         """
         _ = self.autoencoder
@@ -170,21 +170,22 @@ class VFSDDPM(SetContractModule):
             strategy.checkpoint_io = AtomicCheckpointIO()
 
     def use_device(self, device: torch.device) -> None:
-        """Set what is fastest on a device that the model is about to run on: see the two options of that name."""
+        """Set what is fastest on the device that the model will run on: see the last two options of the class."""
         set_matmul_precision(device, self.hparams["float32_matmul_precision"])
         if self.attached_trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             # Weights that are not contiguous cannot be sharded.
             set_memory_format(self, device, self.hparams["channels_last"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: as `SetContractModule`, and go on from what is no weight."""
+        """Before a weight is copied: as `SetContractModule`; also restores state other than weights."""
         super().on_load_checkpoint(checkpoint)
         averaged = "averaging_state" in checkpoint
         fitting = self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         raw = averaging_of(self.trainer) is None if fitting else self.takes_raw_weights
         if averaged and fitting and raw:
             rank_zero_warn(
-                "The checkpoint holds averaged weights; this run has no EMACallback, and trains the raw ones on."
+                "The checkpoint holds averaged weights, but this run has no EMACallback: it resumes from the raw "
+                "weights."
             )
         kind = ("raw " if raw else "averaged ") if averaged else ""
         self.origin = f"{kind}weights of step {checkpoint.get('global_step', 'unknown')}"
@@ -197,7 +198,7 @@ class VFSDDPM(SetContractModule):
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside weights and classes: the losses that timesteps are drawn by, and the number of skipped steps.
+        """Add the losses that timesteps are drawn by, and the number of skipped steps.
 
         Raises:
             NonFiniteLossError: the last step was not finite, and `skip_nonfinite` is false.
@@ -205,7 +206,7 @@ class VFSDDPM(SetContractModule):
         self._guard.settle(self)
         averaging = None if self.attached_trainer is None else averaging_of(self.attached_trainer)
         if averaging is not None and "averaging_state" not in checkpoint:
-            # Lightning does not ask callbacks where weights alone are saved.
+            # Lightning does not call callbacks if only weights are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
         if self._guard.skipped:
@@ -218,7 +219,7 @@ class VFSDDPM(SetContractModule):
     @functools.cached_property
     def _compiled_losses(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """Made at the first step, since a compiled function cannot be deep-copied, as weight averaging does."""
-        # array-api-compat asks by cached functions what kind an array is, which dynamo remarks on once for each.
+        # array-api-compat determines the kind of an array by cached functions; dynamo warns once for each.
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`-wrapped function")
         return torch.compile(self.losses, fullgraph=True)
 
@@ -227,7 +228,7 @@ class VFSDDPM(SetContractModule):
         loss = self.batch_loss(batch, batch_idx)
         mean = gather_rows(loss.detach()[None]).mean()
         if scaler_of(self.trainer) is not None:
-            # It leaves a step out by its gradients, which of a loss that overflows alone may be finite.
+            # It skips a step by its gradients, which may be finite even if the loss overflows.
             loss = loss * torch.where(mean.isfinite(), 1.0, torch.nan)
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._guard.add(batch_idx, mean, self._set_losses, first)
@@ -235,12 +236,12 @@ class VFSDDPM(SetContractModule):
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """The progress bar has the loss of steps that are logged; by `prog_bar=True` it would be read in every step."""
+        """The progress bar shows the loss of logged steps; with `prog_bar=True` it would be read in every step."""
         if logs_now(self.trainer) and "train/loss" in self.trainer.callback_metrics:
             self.trainer.progress_bar_metrics["train/loss"] = float(self.trainer.callback_metrics["train/loss"])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """A step that is not finite changes no weight. A subclass with its own such hook calls this one at its end.
+        """A non-finite step changes no weight. A subclass that overrides this hook calls this one last.
 
         Raises:
             NonFiniteLossError: its loss or its gradients are not finite, and `skip_nonfinite` is false. On a GPU this
@@ -275,8 +276,8 @@ class VFSDDPM(SetContractModule):
     def _evaluation_step(self, batch: Any, batch_idx: int, name: str, prog_bar: bool) -> None:
         if self.config.encoder.condition == "label":
             rank_zero_warn(
-                f"{name} is left out: a class-conditional model has contexts of its training classes alone, and these "
-                "sets are of others. FIDCallback(splits=['in']) evaluates it."
+                f"{name} is left out: a class-conditional model has contexts only for its training classes, and these "
+                "sets are of other classes. FIDCallback(splits=['in']) evaluates it."
             )
             return
         size = images_of(batch).shape[0]
@@ -366,7 +367,7 @@ class VFSDDPM(SetContractModule):
         # A plain loader gives no indices: epoch, batch and rank make one that no other set of the run has.
         trainer = self.attached_trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        # Validation has the same numbers in every epoch, so that its losses can be compared.
+        # Validation uses the same numbers in every epoch, so that its losses can be compared.
         epoch = trainer.current_epoch if trainer and trainer.training else 0
         first = ((epoch << 20) + batch_idx * world + rank) << 20
         return x_set, torch.arange(first, first + x_set.shape[0], device=x_set.device), label
@@ -385,16 +386,16 @@ class VFSDDPM(SetContractModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """As `SetContractModule`; and an optimizer whose state is read next keeps this run's implementation."""
+        """As `SetContractModule`; optimizers, whose state is read next, keep this run's implementation."""
         super().on_fit_start()
         for optimizer in self.trainer.optimizers:
             keep_implementation(optimizer)
 
     def on_train_start(self) -> None:
-        """After a checkpoint is restored: the optimizer goes on with this model's settings, not the checkpoint's."""
+        """After a checkpoint is restored: the optimizer uses this model's settings, not the checkpoint's."""
         self.origin = None
         scheduler = self.lr_schedulers()
-        # A learning rate finder has a schedule of its own.
+        # A learning rate finder has its own schedule.
         if type(self).configure_optimizers is VFSDDPM.configure_optimizers and isinstance(scheduler, LambdaLR):
             apply_settings(cast(AdamW, self.optimizers(use_pl_optimizer=False)), scheduler, self.optimizer_config)
 
@@ -404,13 +405,13 @@ class VFSDDPM(SetContractModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, raw: bool = False, **kwargs: Any
     ) -> VFSDDPM:
-        """Model of a Lightning checkpoint, with the averaged weights where the run averaged them.
+        """Model of a Lightning checkpoint, with the averaged weights if the run averaged them.
 
         Args:
             checkpoint_path: a file that a run wrote.
             map_location: device of the weights; the CPU by default.
-            raw: take the weights themselves in place of their average.
-            **kwargs: hyper-parameters in place of the checkpoint's; `weights_only` is always true.
+            raw: take the raw weights instead of the averaged ones.
+            **kwargs: hyper-parameters that replace the checkpoint's; `weights_only` is always true.
 
         Raises:
             CheckpointError: the file is missing, damaged, or of another model.
@@ -429,7 +430,7 @@ class VFSDDPM(SetContractModule):
         """Model of a folder with `model.safetensors` and `config.json`, or of a Hugging Face hub id; in eval mode.
 
         Raises:
-            CheckpointError: there is no such folder, or its files are no model of ours.
+            CheckpointError: there is no such folder, or it does not hold a lightning_vfs model.
         """
         config, state_dict = load_pretrained(name)
         model = cls(config)
@@ -438,5 +439,5 @@ class VFSDDPM(SetContractModule):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `model.safetensors` and `config.json` into a folder, which is made if need be."""
+        """Write `model.safetensors` and `config.json` into a folder, which is made if necessary."""
         save_pretrained(self.config, self.state_dict(), folder)

@@ -1,1 +1,1 @@
-"""What training needs beside networks: optimizer, averages of weights, checkpoints, sharding, steps that go wrong."""
+"""What training needs in addition to networks: optimizer, averaged weights, checkpoints, sharding, resuming."""

@@ -1,4 +1,4 @@
-"""EMACallback: an exponential moving average of the weights, and whose weights are in the model at the moment."""
+"""EMACallback: an exponential moving average of the weights, and which weights the model has at the moment."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class EMACallback(Callback):
 
     After every optimizer step, `average = d * average + (1 - d) * weights`, with `d = min(decay, (1 + n) / (10 + n))`
     for the n-th update if there is a warm-up (as TensorFlow's ExponentialMovingAverage with `num_updates`): the average
-    forgets the initial weights from the start, however short the run. It is kept in float32 or better, whatever the
-    precision of the weights, and sharded where they are sharded (FSDP2).
+    forgets the initial weights from the start, even in a short run. It is kept in float32 or better, whatever the
+    precision of the weights, and sharded if they are sharded (FSDP2).
 
-    The average is in the model during validation, and after training; the model trains on with its own weights.
-    Checkpoints hold both: `state_dict` the average, from the first update on, and `current_model_state` the weights.
-    Those that Lightning's WeightAveraging wrote are resumed, too. Only the weights that this callback has averaged are
-    ever exchanged: another model that the same trainer evaluates keeps its own.
+    The model has the averaged weights during validation and after training, and is trained with its raw weights.
+    Checkpoints hold both: `state_dict` the averaged ones, from the first update on, and `current_model_state` the raw
+    ones. Checkpoints of Lightning's WeightAveraging can be resumed too. Only weights that this callback has averaged
+    are exchanged: another model that the same trainer evaluates keeps its own.
 
     Args:
         decay: of the average, at least 0, below 1.
@@ -39,7 +39,7 @@ class EMACallback(Callback):
         start_step: optimizer steps before the first update; until then the model's own weights are used.
 
     Raises:
-        ConfigError: an option out of range, or Lightning's own average beside it.
+        ConfigError: an option out of range, or Lightning's own averaging callback in the same trainer.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: bool = True, start_step: int = 0) -> None:
@@ -51,7 +51,7 @@ class EMACallback(Callback):
         self.updates = 0
         self._step = 0  # optimizer steps taken when the average was last updated
         self._average: dict[str, Tensor] = {}
-        # The weights in float32, where they are kept in less: an average moves by less than they can tell apart.
+        # The weights in float32, if they are kept in less: an average moves by less than they can represent.
         self._in_full: list[Tensor] = []
         self._weights: dict[str, Tensor] | None = None  # the model's own, while the average is in their place
         self._validating = False  # and it is there for a validation
@@ -64,7 +64,7 @@ class EMACallback(Callback):
 
     @torch.no_grad()
     def _update(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take in the latest optimizer step, unless that is done; two launches for a model of any size."""
+        """Include the latest optimizer step, unless that is done; two launches for a model of any size."""
         if trainer.global_step <= max(self._step, self.start_step):
             return
         self._step = trainer.global_step
@@ -78,7 +78,7 @@ class EMACallback(Callback):
                 torch._foreach_copy_(self._in_full, weights)
                 weights = self._in_full
             get_ema_multi_avg_fn(self._decay())(averages, weights, self.updates)
-        # Of parameters that are trained from now on, the average begins here.
+        # For parameters that are trained from now on, the average starts here.
         new = {name: value for name, value in there.items() if value.requires_grad and name not in self._average}
         if new:
             self._average |= {name: at_least_float32(value).clone() for name, value in new.items()}
@@ -93,7 +93,7 @@ class EMACallback(Callback):
 
     @contextmanager
     def applied(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-        """The model has its average inside, if there is one, and what it had before outside."""
+        """The model has its averaged weights inside, if there are any; the previous ones are restored afterwards."""
         if trainer.training and pl_module is self._model:
             self._update(trainer, pl_module)  # callbacks may ask before this one's own turn
         if self._weights is not None or not self.holds(pl_module):
@@ -132,7 +132,7 @@ class EMACallback(Callback):
         elif self._weights is not None and self._is_in(pl_module):
             self._put_back(pl_module)
         elif self._weights is not None:
-            self._forget()  # somebody has put other weights there
+            self._forget()  # the user has loaded other weights
         self._model = pl_module
 
     def _is_in(self, pl_module: pl.LightningModule) -> bool:
@@ -157,7 +157,7 @@ class EMACallback(Callback):
         if steps is not None and steps <= self.start_step:
             rank_zero_warn(
                 f"EMACallback.start_step is {self.start_step}, but the run ends with step {steps}: there will be no "
-                f"average, and figures and pictures will be of the weights themselves. Set start_step below {steps}."
+                f"average, and figures and pictures will use the raw weights. Set start_step below {steps}."
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -168,7 +168,7 @@ class EMACallback(Callback):
             self._put_average(pl_module)  # the fit had nothing to do
 
     def _follow(self, pl_module: pl.LightningModule) -> None:
-        """Move to where the weights are, in the order of memory that they are in."""
+        """Move to the device and the memory format of the weights."""
         there = _tensors(pl_module)
         for kept in (self._average, self._weights or {}):
             for name, value in kept.items():
@@ -197,7 +197,7 @@ class EMACallback(Callback):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Options, by name, and how far the average is; its tensors are beside the model's."""
+        """Options, by name, and the number of updates; the tensors are stored with the model's."""
         options = {name: getattr(self, name) for name in ("decay", "warmup", "start_step")}
         return {**options, "updates": self.updates, "latest_update_step": self._step}
 
@@ -208,7 +208,7 @@ class EMACallback(Callback):
         if not self.holds(pl_module):
             return
         if self._weights is not None and not self._validating and not self._is_in(pl_module):
-            return  # after training somebody has put other weights there
+            return  # after training the user has loaded other weights
         found = checkpoint["state_dict"]
         checkpoint["state_dict"] = found | _by_all_names(self._average, pl_module)
         checkpoint["current_model_state"] = found | _by_all_names(self._weights or {}, pl_module)
@@ -218,7 +218,7 @@ class EMACallback(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The trainer has given the model the checkpoint's average; to train on, it takes the weights."""
+        """The trainer has loaded the checkpoint's averaged weights; to train, the model takes the raw ones."""
         if trainer.state.fn != TrainerFn.FITTING:
             if pl_module is self._model:
                 self._forget()
@@ -234,12 +234,12 @@ class EMACallback(Callback):
         pl_module.load_state_dict(checkpoint["current_model_state"])
 
     def start_from(self, pl_module: pl.LightningModule, average: Mapping[str, Tensor], updates: int, step: int) -> None:
-        """Go on with an average that is there.
+        """Resume with an existing average.
 
         Args:
             pl_module: the model that it is of.
             average: its tensors, by the model's names.
-            updates: how many it is of, at least 1.
+            updates: number of its updates, at least 1.
             step: optimizer steps that it includes.
         """
         self._model, self.updates, self._step = pl_module, updates, step
@@ -270,21 +270,21 @@ def averaging_of(trainer: pl.Trainer) -> EMACallback | None:
     """The callback that averages the trainer's weights, if there is one.
 
     Raises:
-        ConfigError: it trains with Lightning's own, whose average would not be seen here.
+        ConfigError: it trains with Lightning's own, whose averaged weights would be ignored here.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     others = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
     if others and trainer.state.fn == TrainerFn.FITTING:
         raise ConfigError(
             f"The trainer has Lightning's {type(others[0]).__name__}, which waits for the device in every step, and "
-            "whose average figures and pictures do not see. Use lightning_vfs.EMACallback(decay=...), in YAML "
-            "class_path: lightning_vfs.EMACallback; it resumes from checkpoints of the other."
+            "whose average figures and pictures would ignore. Use lightning_vfs.EMACallback(decay=...), in YAML "
+            "class_path: lightning_vfs.EMACallback; it resumes checkpoints of the other."
         )
     return next((callback for callback in callbacks if isinstance(callback, EMACallback)), None)
 
 
 def weights_in_words(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
-    """Whose weights `averaged_weights` evaluates, and of which step, such as `averaged weights of step 400`."""
+    """Which weights `averaged_weights` evaluates, and of which step, such as `averaged weights of step 400`."""
     averaging = averaging_of(trainer)
     if averaging is not None and averaging.holds(pl_module):
         return f"averaged weights of step {trainer.global_step}"

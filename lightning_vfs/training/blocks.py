@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 class NetworkBlock(nn.Module):
-    """One of the like blocks that a network is made of: the unit of activation checkpointing and of sharding.
+    """One of the equal blocks that a network consists of: the unit of activation checkpointing and of sharding.
 
-    With `checkpoint_activations` nothing that is computed within a block is kept for its gradients: the backward pass
-    computes it again (Chen et al. 2016, arXiv 1604.06174).
+    With `checkpoint_activations`, activations within a block are not kept for its gradients: the backward pass
+    recomputes them (Chen et al. 2016, arXiv 1604.06174).
     """
 
     checkpoint_activations = False

@@ -1,4 +1,4 @@
-"""Lightning checkpoints of a VFSDDPM: written whole, and checked at the door."""
+"""Lightning checkpoints of a VFSDDPM: written whole, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lightning_vfs.core.files import replacing
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, its tensors memory-mapped; nothing but plain values and tensors is unpickled.
+    """A checkpoint on the CPU, its tensors memory-mapped; only plain values and tensors are unpickled.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no Lightning checkpoint, or one of another model.
+        CheckpointError: the file is missing, damaged, not a Lightning checkpoint, or one of another model.
     """
     path = Path(path)
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        hint = f"; there are {', '.join(beside)} in that folder" if beside else ""
+        others = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(others)} in that folder" if others else ""
         raise CheckpointError(f"There is no checkpoint {path}{hint}. Give --ckpt_path a file that a run wrote.")
     if path.suffix == ".safetensors":
         raise CheckpointError(
@@ -33,19 +33,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) is truncated or no checkpoint: a checkpoint is a zip file as "
-            "torch.save writes it. Take an earlier one, or copy it again."
+            f"{path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint: a checkpoint is a zip file as "
+            "torch.save writes it. Use an earlier one, or copy it again."
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint that can be read safely: {error}") from error
+        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {error}") from error
     check_contents(checkpoint, str(path))
     return checkpoint
 
 
 def check_contents(checkpoint: Any, name: str) -> None:
-    """Refuse what is no Lightning checkpoint of a VFSDDPM; `name` is what the message calls it.
+    """Refuse what is not a Lightning checkpoint of a VFSDDPM; `name` is what the message calls it.
 
     Raises:
         CheckpointError: there are no weights, those of another model, or no hyper-parameters.
@@ -53,7 +53,7 @@ def check_contents(checkpoint: Any, name: str) -> None:
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state_dict, dict):
         raise CheckpointError(
-            f"{name} is no Lightning checkpoint: it has no `state_dict`. A bare state_dict carries no configuration; "
+            f"{name} is not a Lightning checkpoint: it has no `state_dict`. A bare state_dict has no configuration; "
             "build VFSDDPM(config), call load_state_dict, and save_pretrained."
         )
     if PATCH_DIM_KEY not in state_dict and not any(name.startswith(DENOISER_PREFIX) for name in state_dict):
@@ -61,7 +61,7 @@ def check_contents(checkpoint: Any, name: str) -> None:
         raise CheckpointError(f"{name} is a checkpoint of another model (it has {few}, ...), not of a VFSDDPM.")
     if "config" not in checkpoint.get("hyper_parameters", {}):
         raise CheckpointError(
-            f"{name} has no hyper-parameters of a VFSDDPM, so its configuration is not known. Take a checkpoint as "
+            f"{name} has no hyper-parameters of a VFSDDPM, so its configuration is unknown. Use a checkpoint as "
             "trainer.save_checkpoint writes it; or build VFSDDPM(config), call load_state_dict, and save_pretrained."
         )
 
@@ -69,8 +69,8 @@ def check_contents(checkpoint: Any, name: str) -> None:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all, and checks them when it reads.
 
-    A run that is killed while it writes leaves the checkpoint before. Lightning's own writing goes through the system's
-    folder for temporary files; where that is another file system, the last step is a copy, which a kill can cut short.
+    A run that is killed while it writes leaves the previous checkpoint. Lightning itself writes through the system's
+    folder for temporary files; if that is another file system, the last step is a copy, which a kill can cut short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:

@@ -26,8 +26,8 @@ def set_matmul_precision(device: torch.device, wanted: MatmulPrecision | None) -
     """Set the precision of float32 matrix products (`torch.set_float32_matmul_precision`), for the whole process.
 
     Args:
-        device: that the run is on.
-        wanted: None is `high` (TF32) on CUDA, unless somebody has set another already, and no change elsewhere.
+        device: of the run.
+        wanted: None is `high` (TF32) on CUDA, unless another has been set already, and no change elsewhere.
     """
     if wanted is not None:
         torch.set_float32_matmul_precision(wanted)
@@ -36,7 +36,7 @@ def set_matmul_precision(device: torch.device, wanted: MatmulPrecision | None) -
 
 
 def set_memory_format(model: nn.Module, device: torch.device, channels_last: bool | None) -> None:
-    """Lay out the UNets of a model as their convolutions are fastest.
+    """Set the memory format in which the convolutions of a model's UNets are fastest.
 
     Args:
         model: its UNets are changed in place.

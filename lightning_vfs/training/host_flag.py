@@ -1,4 +1,4 @@
-"""A truth value of the device that the host asks for later, so that it does not wait."""
+"""A boolean on the device that the host reads later, so that it does not wait."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class HostFlag:
-    """A truth value of the device, (), on its way to the host; to ask for it waits until it is there.
+    """A boolean tensor () on its way from the device to the host; reading it waits until it has arrived.
 
     Attributes:
-        is_late: it is not there yet, and is better asked for after the device has got more to do.
+        is_late: it has not arrived, and is better read after the device has more to do.
     """
 
     def __init__(self, flag: Tensor) -> None:

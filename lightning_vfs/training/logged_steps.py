@@ -16,7 +16,7 @@ def ends_step(trainer: pl.Trainer) -> bool:
 
 
 def total_steps(trainer: pl.Trainer) -> float | None:
-    """Optimizer steps of the whole run, those before a resume included; None where it has no end that is known."""
+    """Optimizer steps of the whole run, including those before a resume; None if its end is unknown."""
     steps: float = trainer.estimated_stepping_batches
     batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -31,8 +31,8 @@ def total_steps(trainer: pl.Trainer) -> float | None:
 
 def logs_now(trainer: pl.Trainer) -> bool:
     """Whether the batch at hand, at its end, ends a step after which the trainer logs; the same on all ranks."""
-    # Not Lightning's should_update_logs: it is also true when the run is to stop, of which one rank may know before the
-    # others, and all have to meet here.
+    # Not Lightning's should_update_logs: it is also true when the run is to stop, which one rank may know before the
+    # others, but all must agree here.
     steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(every) and steps % every == 0 and ends_step(trainer)

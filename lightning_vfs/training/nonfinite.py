@@ -1,4 +1,4 @@
-"""Training steps whose loss or gradients are not finite: they change no weight, and people hear of them in full."""
+"""Training steps whose loss or gradients are not finite: they change no weight, and are reported in full."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LISTED_SETS = 5
 """Sets that a message describes."""
 
 WARNINGS = 10
-"""Skipped steps of a run that are warned of one by one."""
+"""Skipped steps of a run that get a warning each."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SetLosses:
         index: int64 (b,), global index of every set.
         timestep: int64 (b,).
         loss: (b,), before timesteps are weighted.
-        label: int64 (b,), class of every set; None where the batch does not say.
+        label: int64 (b,), class of every set; None if the batch does not say.
     """
 
     index: Tensor
@@ -44,16 +44,16 @@ class SetLosses:
 
 
 class StepGuard:
-    """Keeps optimizer steps from the weights whose loss or gradients are not finite; all ranks decide alike.
+    """Keeps optimizer steps with a non-finite loss or gradient from changing the weights; all ranks decide alike.
 
-    A step is decided where it is computed, and a GPU is not waited for: the host hears of a step when the next one is
-    about to change the weights, or when a checkpoint is about to be written.
+    A step is tested on the device, and nothing waits for a GPU: the host reads the result when the next step is about
+    to change the weights, or when a checkpoint is about to be written.
 
     Args:
-        skip: leave such a step out, warn and go on; otherwise stop.
+        skip: skip such a step with a warning; otherwise stop.
 
     Attributes:
-        skipped: steps left out, a whole number or a tensor of one.
+        skipped: number of skipped steps, an int or a tensor of one.
         norm: of the gradients of the step that comes next, (); replicated where they are sharded.
     """
 
@@ -125,7 +125,7 @@ class StepGuard:
             raise NonFiniteLossError(_full_report(step, module))
         self._warnings += 1
         if self._warnings <= WARNINGS:
-            last = " Further ones are not warned of." if self._warnings == WARNINGS else ""
+            last = " Further ones get no warning." if self._warnings == WARNINGS else ""
             rank_zero_warn(f"{_report(step, module)}\nThis step is skipped: {int(self.skipped)} so far.{last}")
         return True
 
@@ -158,18 +158,18 @@ class _Set:
 
 
 def _full_report(step: _Step, module: pl.LightningModule) -> str:
-    """`_report`, what the run was left with, and what to do; collective."""
+    """`_report`, the state of the run, and what to do; collective."""
     checkpoint = gather_objects(_last_checkpoint(module.trainer))[0]
     precision = module.trainer.precision
     return (
         f"{_report(step, module)}\n"
-        "The weights are as they were before this step. "
+        "The weights are those before this step. "
         + (f"The last checkpoint is {checkpoint}.\n" if checkpoint else "There is no checkpoint yet.\n")
-        + "Look at these images. If they are in order: a lower --model.optimizer.learning_rate; "
+        + "Check these images. If they are fine, try a lower --model.optimizer.learning_rate; "
         + "--trainer.gradient_clip_val 1; "
-        + (f"--trainer.precision 32-true in place of {precision}; " if precision != "32-true" else "")
-        + "or --model.skip_nonfinite true, which leaves such steps out and counts them. Then "
-        + (f"go on by --ckpt_path {checkpoint}." if checkpoint else "start again.")
+        + (f"--trainer.precision 32-true instead of {precision}; " if precision != "32-true" else "")
+        + "or --model.skip_nonfinite true, which skips such steps and counts them. Then "
+        + (f"resume with --ckpt_path {checkpoint}." if checkpoint else "start again.")
     )
 
 
@@ -195,7 +195,7 @@ def _report(step: _Step, module: pl.LightningModule) -> str:
 
 
 def _in_words(sets: list[_Set], trainer: pl.Trainer) -> list[str]:
-    """A line for every set, with its class and images where the trainer's data module says them."""
+    """A line for every set, with its class and images if the trainer's data module knows them."""
     describe = getattr(getattr(trainer, "datamodule", None), "describe_sets", None)
     if describe is not None:
         described = describe([one.index for one in sets])
@@ -227,6 +227,6 @@ def _last_checkpoint(trainer: pl.Trainer) -> str | None:
     """The newest file of the trainer's ModelCheckpoints."""
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     paths = {path for c in callbacks for path in (c.last_model_path, c.best_model_path, *c.best_k_models)}
-    # A path is set before its file is written, and stays where it is not.
+    # A path is set before its file is written, and stays if it is not written.
     written = [path for path in paths if os.path.isfile(path)]
     return max(written, key=os.path.getmtime, default=None)

@@ -95,13 +95,13 @@ def apply_settings(
 
 
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
-"""Options of an optimizer that say how it computes, not what."""
+"""Options of an optimizer that say how it computes, not what it computes."""
 
 
 def keep_implementation(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that loads a state keep its own way of computing: that of the run, not of the checkpoint.
+    """Keep the run's implementation, not the checkpoint's, when an optimizer loads a state.
 
-    Its state gets the memory format of the parameters, too, which fused kernels rely on.
+    Its state also gets the memory format of the parameters, which fused kernels rely on.
     """
 
     def own(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def scaler_of(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
 
 
 def handles_scaling(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer, being fused, takes the scale of gradients and the order to do nothing."""
+    """Whether an optimizer, being fused, takes `grad_scale` and `found_inf`."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
@@ -168,9 +168,9 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def number_by_module(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
-    """An optimizer's state whose parameters are numbered as in `module.parameters()`, and not group after group.
+    """An optimizer's state whose parameters are numbered as in `module.parameters()`, not group after group.
 
-    An optimizer takes either, but strategies that shard go by the module's order.
+    An optimizer accepts both, but strategies that shard use the module's order.
     """
     stored = [i for group in state["param_groups"] for i in group["params"]]
     to_ours = dict(zip(stored, _numbers(optimizer, module), strict=True))
@@ -187,7 +187,7 @@ def check_numbering(state: dict[str, Any], optimizer: torch.optim.Optimizer, mod
     if [i for group in state["param_groups"] for i in group["params"]] != _numbers(optimizer, module):
         raise CheckpointError(
             "The checkpoint's optimizer numbers its parameters group after group, as version 0.1.0 did, and a sharded "
-            "run cannot tell them apart: go on from it for a step in one process, and from what that saves here."
+            "run cannot tell them apart: resume it in one process for a step, and resume from what that saves."
         )
 
 

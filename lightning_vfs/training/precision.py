@@ -1,4 +1,4 @@
-"""Numbers in the precision that they need, whatever the precision of the weights."""
+"""The precision that computations need, whatever the precision of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def check_precision(trainer: pl.Trainer) -> None:
-    """Refuse to train in a precision in which training fails, and warn of one in which it loses.
+    """Refuse a precision in which training fails, and warn about one in which it gets worse.
 
     Raises:
         ConfigError: weights in float16.
@@ -31,5 +31,6 @@ def check_precision(trainer: pl.Trainer) -> None:
     if precision == "bf16-true":
         rank_zero_warn(
             "--trainer.precision bf16-true keeps the weights in bfloat16, which has 3 digits: updates that are small "
-            "beside the weights are lost, and images get worse. bf16-mixed is about as fast, and keeps them in float32."
+            "relative to the weights are lost, and images get worse. bf16-mixed is about as fast, and keeps them in "
+            "float32."
         )

@@ -1,4 +1,4 @@
-"""Models as folders: `model.safetensors` beside `config.json`."""
+"""Models as folders: `model.safetensors` and `config.json`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
     """Configuration and weights of a local folder or a hub id, as torch tensors or, without torch, NumPy arrays.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or of something else; the message says which and what to do.
+        CheckpointError: a file is missing, damaged, or of something else; the message says which, and what to do.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -47,16 +47,16 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
     try:
         config = VFSConfig.from_dict(json.loads((folder / CONFIG).read_text()))
     except (json.JSONDecodeError, ConfigError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is no configuration of ours: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} is not a lightning_vfs configuration: {error}") from error
     try:
         with safe_open(folder / WEIGHTS, framework) as file:
             return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged or not a safetensors file: {error}") from error
 
 
 def _download(name: str) -> Path:
-    """Folder of a hub id in the local cache, downloaded if need be.
+    """Folder of a hub id in the local cache, downloaded if necessary.
 
     Raises:
         CheckpointError: the name is that of a path, or nothing can be downloaded.
@@ -75,4 +75,4 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
     except Exception as error:  # the hub's client raises many kinds: bad id, no such repository, no network
-        raise CheckpointError(f"There is no folder {name}, and the hub gave nothing under that id: {error}") from error
+        raise CheckpointError(f"There is no folder {name}, and the hub has nothing under that id: {error}") from error

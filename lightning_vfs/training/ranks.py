@@ -1,4 +1,4 @@
-"""What all ranks know together; on one process, what it knows."""
+"""Gathering over ranks; in a single process, its own value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where Lightning goes on from a checkpoint otherwise than a run that was never interrupted, set right."""
+"""Workarounds for cases in which Lightning does not resume exactly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 def reopen_unfinished_epoch(fit_loop: dict[str, Any]) -> None:
-    """Go on in the epoch that `max_steps` cut short: where it was saved after that, Lightning counts it as done.
+    """Resume in the epoch that `max_steps` cut short: if it was saved after that, Lightning counts it as done.
 
     Args:
         fit_loop: the loop's state in a checkpoint.
@@ -25,20 +25,20 @@ def reopen_unfinished_epoch(fit_loop: dict[str, Any]) -> None:
 
 
 def begin_next_epoch(fit_loop: Any) -> None:
-    """Go on from the end of an epoch with the next one; when training starts, in the loop that has its state."""
+    """Resume from the end of an epoch with the next one; called when training starts, with the restored loop."""
     epochs = fit_loop.epoch_progress.current
     if fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
         # Saved in the last batch: Lightning would neither count the next epoch as begun nor announce it.
         fit_loop.reset_restart_stage()
     elif fit_loop.restarted_on_epoch_end:
-        # Saved after the last batch: where max_steps is given, Lightning would end the epoch a second time.
+        # Saved after the last batch: with max_steps, Lightning would end the epoch a second time.
         fit_loop.epoch_progress.increment_completed()
         fit_loop.epoch_loop.restarting = False
         fit_loop.reset_restart_stage()
 
 
 def remember_last_save(trainer: pl.Trainer, step: int) -> None:
-    """A ModelCheckpoint forgets that it has saved at a step, and would again, with half a step's gradients missing."""
+    """Otherwise a ModelCheckpoint saves again at this step, with the gradients of half a step missing."""
     for callback in _model_checkpoints(trainer):
         callback._last_global_step_saved = step
 

@@ -1,7 +1,7 @@
 """Models whose parameters are sharded over ranks: FSDP2, by Lightning's ModelParallelStrategy.
 
-Lightning loads and saves the model and the optimizer of such a run; what else is in a checkpoint, above all the average
-of weights, is gathered and cut here.
+Lightning loads and saves the model and the optimizer of such a run; the rest of a checkpoint, above all the averaged
+weights, is gathered and sharded here.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.optimizer import check_numbering, number_by_module
 
 _METHODS = ("training_step", "validation_step", "test_step", "encode", "generate", "sample", "bits_per_dim")
-"""What is called on a model from outside and needs the parameters that are in no network of it; none calls another."""
+"""Methods called from outside that need parameters outside of the networks; none of them calls another."""
 
 
 _WEIGHTS = ("state_dict", "current_model_state")
-"""Parts of a checkpoint that hold weights: the model's, or their average and the model's."""
+"""Parts of a checkpoint that hold weights: the averaged ones, if there are any, and the raw ones."""
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse a strategy that shards in a way that a model of ours cannot be trained or saved.
+    """Refuse a strategy that shards in a way in which the models cannot be trained or saved.
 
     Raises:
-        ConfigError: FSDP 1, tensor parallelism, or checkpoints in pieces.
+        ConfigError: FSDP 1, tensor parallelism, or distributed checkpoints.
     """
     if isinstance(strategy, FSDPStrategy):
         raise ConfigError(
-            "FSDPStrategy is FSDP 1, in which Lightning does not clip gradients by their norm: take FSDP 2, --config "
+            "FSDPStrategy is FSDP 1, in which Lightning does not clip gradients by their norm: use FSDP 2, --config "
             "configs/scale/fsdp.yaml (--trainer.strategy lightning.pytorch.strategies.ModelParallelStrategy)."
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return
     if strategy._save_distributed_checkpoint:
         raise ConfigError(
-            "ModelParallelStrategy would save checkpoints in pieces, which only as many ranks can load: set "
+            "ModelParallelStrategy would save checkpoints in pieces, which only the same number of ranks can load: set "
             "--trainer.strategy.init_args.save_distributed_checkpoint false, which gathers them into one file."
         )
     if strategy.device_mesh["tensor_parallel"].size() > 1:
         raise ConfigError(
             f"ModelParallelStrategy would split every layer over {strategy.device_mesh['tensor_parallel'].size()} "
-            "ranks (tensor parallelism), for which these models are not made: set "
+            "ranks (tensor parallelism), which these models do not support: set "
             f"--trainer.strategy.init_args.data_parallel_size {strategy.world_size} and "
             "--trainer.strategy.init_args.tensor_parallel_size 1, which shard parameters over the ranks."
         )
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, compile: bool = False) -> None:
-    """Cut every parameter of a model over the ranks of a mesh, gathered when its block computes (FSDP2).
+    """Shard every parameter of a model over the ranks of a mesh; it is gathered when its block computes (FSDP2).
 
-    Blocks are cut one by one, then the networks that they are in, then what is left. They are also compiled one by one:
+    Blocks are sharded one by one, then the networks that they are in, then the rest. They are also compiled one by one:
     gathering happens between them.
     """
     networks = [child for child in model.children() if any(True for _ in child.parameters())]
@@ -95,7 +95,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def gathered(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
-    """Whole tensors on the CPU in place of shards; collective.
+    """Whole tensors on the CPU instead of shards; collective.
 
     Args:
         state: tensors by name.
@@ -110,7 +110,7 @@ def gathered(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
 
 
 def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Shards in place of whole tensors, as the parameters of a model are cut."""
+    """Shards instead of whole tensors, as the parameters of a model are sharded."""
     parameters = dict(model.named_parameters())
 
     def as_there(name: str, value: Tensor) -> Tensor:
@@ -124,11 +124,11 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 class ShardableModule(pl.LightningModule):
-    """A LightningModule that can be sharded, and whose checkpoints do not tell over how many ranks it was."""
+    """A LightningModule that can be sharded, and whose checkpoints do not depend on the number of ranks."""
 
     @property
     def attached_trainer(self) -> pl.Trainer | None:
-        """The trainer that it is in, if it is in one."""
+        """The trainer that it is attached to, if any."""
         try:
             return self.trainer
         except RuntimeError:
@@ -141,14 +141,14 @@ class ShardableModule(pl.LightningModule):
             shard(self, strategy.device_mesh["data_parallel"], compile=self.hparams["compile"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Where the model is sharded: give a checkpoint its weights back, cut as the model's are.
+        """If the model is sharded: put the weights back into the checkpoint, sharded like the model's.
 
         Raises:
             CheckpointError: the optimizer's state is one that cannot be sharded.
         """
         if not is_sharded(self):
             return
-        # Lightning has loaded the weights of the file, and taken them out of the checkpoint.
+        # Lightning has loaded the weights from the file, and removed them from the checkpoint.
         whole = read_checkpoint(cast(Path, self.trainer.ckpt_path))
         for name in _WEIGHTS:
             if name in whole:
@@ -157,7 +157,7 @@ class ShardableModule(pl.LightningModule):
             check_numbering(state, optimizer, self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Gather weights, where the model is sharded; number the optimizer's parameters alike in any case."""
+        """Gather weights, if the model is sharded; number the optimizer's parameters alike in any case."""
         if is_sharded(self):
             for name in _WEIGHTS:
                 if name in checkpoint:

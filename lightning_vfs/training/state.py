@@ -1,4 +1,4 @@
-"""What a training run has reached, free of any file format: what checkpoints of different systems have in common."""
+"""The state of a training run, independent of file formats: what checkpoints of different systems share."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Weights of a run by the names of our state_dict, and what is needed to go on from there.
+    """Weights of a run by the names of the state_dict, and what is needed to resume.
 
     Args:
         config: the model's configuration.
         weights: the weights as the optimizer has them.
-        averaged: their moving average, if there is one.
+        averaged: the averaged weights (EMA), if there are any.
         moments: AdamW's, if they are known.
         step: optimizer steps taken.
     """

@@ -17,8 +17,8 @@ class LossSecondMoment:
     """Draws timestep t with probability p_t proportional to the root mean square of its last 10 losses.
 
     Nichol and Dhariwal 2021, eq. 18. A share of 0.001 of all draws is uniform; all are until every timestep has 10
-    losses. Losses that are infinite or not a number do not count. No module: what it keeps is neither a weight nor to
-    be averaged. It moves to the device of what it is given, and never waits for that device.
+    losses. Losses that are infinite or not a number do not count. It is not a module: what it keeps is not a weight,
+    and must not be averaged. It moves to the device of its inputs, and never waits for that device.
 
     Args:
         timesteps: number of timesteps T.

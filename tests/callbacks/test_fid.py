@@ -187,7 +187,7 @@ def test_a_run_without_validation_is_told(trainer, painter, data, fid):
         ({"num_real_images": 1000}, "num_real_images is 1000, but split 'train' has 162 images"),
         ({"steps": 11}, "11 steps, but the diffusion has 10"),
         ({"feature_extractor": "nonsense"}, "no feature extractor 'nonsense'"),
-        ({"weights_path": "nowhere.pth"}, "nowhere.pth is no file"),
+        ({"weights_path": "nowhere.pth"}, "nowhere.pth is not a file"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(trainer, painter, data, fid, options, message):

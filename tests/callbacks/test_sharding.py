@@ -83,7 +83,7 @@ def test_the_checkpoint_is_one_file_that_loads_in_one_process(folder):
 
 
 def test_strategies_that_would_shard_otherwise_are_refused_with_the_way_out():
-    with pytest.raises(ConfigError, match=r"FSDP 1, .* take FSDP 2, --config configs/scale/fsdp.yaml"):
+    with pytest.raises(ConfigError, match=r"FSDP 1, .* use FSDP 2, --config configs/scale/fsdp.yaml"):
         check_strategy(FSDPStrategy())
     with pytest.raises(ConfigError, match="save_distributed_checkpoint false"):
         check_strategy(ModelParallelStrategy())

@@ -211,7 +211,7 @@ def test_files_that_are_no_checkpoint(trained, config_file: Path, tmp_path: Path
     torch.save({"weight": torch.zeros(2)}, tmp_path / "bare.ckpt")
     torch.save({"state_dict": {"conv.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     for name, says in (
-        ("cut", "(9,000 bytes) is truncated or no checkpoint"),
+        ("cut", "(9,000 bytes) is truncated or not a checkpoint"),
         ("bare", "has no `state_dict`"),
         ("other", "is a checkpoint of another model (it has conv.weight"),
     ):

@@ -190,7 +190,7 @@ def test_torchrun_trains_and_the_same_command_goes_on(config_file: Path, tmp_pat
     env |= {"DEVICES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     arguments = [f"--config={config_file}", f"--trainer.logger.init_args.save_dir={tmp_path}"]
     cpu = ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
-    for version, (steps, says) in enumerate([(2, "the run begins afresh"), (4, "version_0/checkpoints/last.ckpt")]):
+    for version, (steps, says) in enumerate([(2, "a new run starts"), (4, "version_0/checkpoints/last.ckpt")]):
         script = [SCALE / "torchrun.sh", *arguments, *cpu, f"--trainer.max_steps={steps}"]
         run = subprocess.run(script, env=env, cwd=CONFIGS.parent, capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, run.stderr

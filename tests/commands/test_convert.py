@@ -59,5 +59,5 @@ def test_convert_names_its_result_after_the_source_and_overwrites_nothing(
     assert main(["convert", f"--from_jax={JAX_CASE}", "--to=ckpt"]) == 0
     before = (tmp_path / "head_film.ckpt").read_bytes()
     assert main(["convert", f"--from_jax={JAX_CASE}", "--to=ckpt"]) == 1
-    assert "head_film.ckpt is there already: say with --out where to write" in capsys.readouterr().err
+    assert "head_film.ckpt exists already: say with --out where to write" in capsys.readouterr().err
     assert (tmp_path / "head_film.ckpt").read_bytes() == before

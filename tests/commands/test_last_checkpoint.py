@@ -94,7 +94,7 @@ def test_where_there_is_none_last_is_an_error_and_last_if_any_begins_afresh(fit,
     assert "CheckpointError: --ckpt_path last: there is no checkpoint runs/tiny/*/checkpoints/*.ckpt" in said
     assert "leave --ckpt_path out, or give last_if_any" in said
     assert fit("--ckpt_path=last_if_any") == (0, None)
-    assert "*.ckpt; the run begins afresh." in caplog.text
+    assert "*.ckpt; a new run starts." in caplog.text
 
 
 def test_evaluation_takes_last_and_refuses_last_if_any(command, put, capsys) -> None:

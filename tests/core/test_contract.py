@@ -57,7 +57,7 @@ def test_row_3_adapts_when_asked_to() -> None:
 
 
 def test_row_4_weights_that_fit_no_set() -> None:
-    with pytest.raises(CheckpointError, match=r"70.*no multiple of 2²·3 = 12.*differ from those of the weights"):
+    with pytest.raises(CheckpointError, match=r"70.*not a multiple of 2²·3 = 12.*differ from those of the weights"):
         resolve_set_size(config_of(6), weights=70, data=6)
     with pytest.raises(CheckpointError, match="it fits 1 channels instead of 3"):
         resolve_set_size(config_of(5), weights=20)

@@ -107,7 +107,7 @@ def test_a_split_without_a_class_is_refused_with_the_ways_out(numbered_sets: Set
     with pytest.raises(DataError) as caught:
         numbered_sets(counts=[4] * 20, set_size=5).setup()
     message = str(caught.value)
-    assert "The train split is left without a class: of its 16 classes none has the 5 images of a set" in message
+    assert "The train split is left without a class: none of its 16 classes has the 5 images of a set" in message
     assert "and 6 more" in message
     assert "--data.set_size (the largest of these classes has 4 images)" in message
     assert "--data.split_fractions" in message

@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_survive_in_a_file_that_any_json_reader_take
 ) -> None:
     values = EvaluationRecord.from_dict(changed("figures.fid/out.value", number))
     values.write(tmp_path / "fid.json")
-    json.loads((tmp_path / "fid.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.loads((tmp_path / "fid.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert str(EvaluationRecord.read(tmp_path / "fid.json").figures["fid/out"].value) == str(number)
 
 
@@ -275,16 +275,19 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
     ("content", "says"),
     [
         (None, r"cannot be read \(No such file or directory\): give the fid.json of an evaluation"),
-        (b'{"schema": 1, "fig', r"is no JSON \(.*\): give the fid.json of an evaluation"),
-        (b"\xff\xfe\x00", "is no JSON"),
-        (b"[1, 2]", "is no record of an evaluation: it holds a list"),
+        (b'{"schema": 1, "fig', r"is not JSON \(.*\): give the fid.json of an evaluation"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[1, 2]", "is not a record of an evaluation: it holds a list"),
         (b'{"dim": 3}', "there is no `schema` in it"),
         (
             b'{"schema": 7}',
             r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 3: evaluate again",
         ),
-        (b'{"schema": 2}', r"has not the fields of schema 2 \(missing: figures, model, data, "),
-        (b'{"schema": 1, "model": 0}', r"has not the fields of schema 1 \(missing: figures, data, .*model is '0'"),
+        (b'{"schema": 2}', r"does not have the fields of schema 2 \(missing: figures, model, data, "),
+        (
+            b'{"schema": 1, "model": 0}',
+            r"does not have the fields of schema 1 \(missing: figures, data, .*model is '0'",
+        ),
     ],
 )
 def test_what_is_no_record_is_refused_by_the_name_of_the_file(tmp_path: Path, content: bytes | None, says: str) -> None:
@@ -304,7 +307,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "model.checkpoint": ("b.ckpt", REMARK, "checkpoint: a.ckpt against b.ckpt: this is what is compared"),
     "model.checkpoint_sha256": ("b" * 64, REMARK, "checkpoint_sha256: aaaaaaaaaaaa… against bbbbbbbbbbbb…"),
     "model.global_step": (20000, REMARK, "global_step: 1,000 against 20,000: this is what is compared"),
-    "model.weights": ("raw", REASON, "weights: averaged against raw: averaged weights give other figures"),
+    "model.weights": ("raw", REASON, "weights: averaged against raw: averaged and raw weights of one run give"),
     "model.autoencoder_sha256": ("b" * 64, REMARK, "autoencoder_sha256: none against bbbbbbbbbbbb…: this is what is"),
     "model.averaging_decay": (None, REMARK, "averaging_decay: 0.999 against none: "),
     "model.averaging_warmup": (False, REMARK, "averaging_warmup: True against False: this is a choice of training"),
@@ -322,7 +325,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "splits.*.generated_per_class": (
         {"a": 50, "ä": 51},
         REASON,
-        "generated_per_class of split out: ä 50 against 51: classes have another weight",
+        "generated_per_class of split out: ä 50 against 51: classes have different weights",
     ),
     "splits.*.real_per_class": ({"a": 1, "ä": 500}, REASON, "real_per_class of split out: a 500 against 1: "),
     "splits.*.images_sha256": ("b" * 64, REASON, "images_sha256 of split out: cccccccccccc… against bbbbbbbbbbbb…: "),

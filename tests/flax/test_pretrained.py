@@ -92,5 +92,5 @@ def test_folders_that_are_something_else(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
         FlaxVFSDDPM.from_pretrained(folder)
     (folder / "config.json").write_text('{"sets": {"surprise": 1}}')
-    with pytest.raises(CheckpointError, match=r"config.json is no configuration of ours.*surprise"):
+    with pytest.raises(CheckpointError, match=r"config.json is not a lightning_vfs configuration.*surprise"):
         FlaxVFSDDPM.from_pretrained(folder)

@@ -165,13 +165,13 @@ def test_supports_and_options_that_cannot_work_are_refused_as_by_torch(tiny_mode
 @pytest.mark.parametrize(
     ("encoder", "condition", "said"),
     [
-        ({}, {}, "conditioned on a support"),
-        ({}, {"support": supports(2), "label": 1}, "conditioned on a support"),
+        ({}, {}, "is conditioned on a support"),
+        ({}, {"support": supports(2), "label": 1}, "is conditioned on a support"),
         (CLASS_LABEL, {}, "give it `label`"),
         (CLASS_LABEL, {"label": 3}, "There is no class 3"),
-        (CLASS_LABEL, {"support": supports(2), "label": 1}, "conditioned on no support"),
-        ({"architecture": "none"}, {"label": 1}, "conditioned on no class label"),
-        ({"architecture": "none"}, {"support": supports(2)}, "conditioned on no support"),
+        (CLASS_LABEL, {"support": supports(2), "label": 1}, "not conditioned on a support"),
+        ({"architecture": "none"}, {"label": 1}, "not conditioned on a class label"),
+        ({"architecture": "none"}, {"support": supports(2)}, "not conditioned on a support"),
     ],
 )
 def test_what_a_model_is_not_conditioned_on_is_refused_as_by_torch(tiny_model, encoder, condition, said) -> None:

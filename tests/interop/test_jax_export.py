@@ -101,7 +101,7 @@ def test_an_orbax_folder_is_replaced_and_anything_else_is_left_alone(
     assert from_jax(tmp_path / "orbax").config.sets.set_size == 4
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="is there already and is no Orbax checkpoint"):
+    with pytest.raises(CheckpointError, match="exists already and is not an Orbax checkpoint"):
         to_jax(tiny_model(**HEAD_STYLE), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "orbax"]

@@ -151,12 +151,12 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         from_jax(tmp_path / "missing.safetensors")
     for name in ("text.safetensors", "text.msgpack"):
         (tmp_path / name).write_text("hello, this is a text")
-        with pytest.raises(CheckpointError, match=r"text.\w+ is damaged or no|text.\w+ is no"):
+        with pytest.raises(CheckpointError, match=r"text.\w+ is damaged or not|text.\w+ is not"):
             from_jax(tmp_path / name)
     save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="it has no leaves `params/"):
         from_jax(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="no Orbax checkpoint: there is no _METADATA in it"):
+    with pytest.raises(CheckpointError, match="not an Orbax checkpoint: there is no _METADATA in it"):
         from_jax(tmp_path)
 
 

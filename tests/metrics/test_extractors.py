@@ -60,7 +60,7 @@ def test_without_a_network_the_ways_out_are_named(no_network):
 
 
 def test_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(EvaluationError, match=r"nowhere\.pth is no file"):
+    with pytest.raises(EvaluationError, match=r"nowhere\.pth is not a file"):
         ImageFeatures(INCEPTION, weights_path=tmp_path / "nowhere.pth")
 
 

@@ -216,21 +216,21 @@ def test_what_a_model_is_not_conditioned_on_is_refused_and_not_ignored(tiny_mode
         class_conditional(tiny_model),
         tiny_model(),
     )
-    with pytest.raises(ValueError, match="conditioned on no support .*'none'.*: give it none"):
+    with pytest.raises(ValueError, match="not conditioned on a support .*'none'.*: leave it out"):
         unconditional.sample(SUPPORT, steps=2)
-    with pytest.raises(ValueError, match="conditioned on no class label .*'none'"):
+    with pytest.raises(ValueError, match="not conditioned on a class label .*'none'"):
         unconditional.sample(label=1, steps=2)
-    with pytest.raises(ValueError, match="conditioned on no support .*'class_label'"):
+    with pytest.raises(ValueError, match="not conditioned on a support .*'class_label'"):
         by_label.sample(SUPPORT, steps=2)
-    with pytest.raises(ValueError, match="numbers of training classes from 0 to 2"):
+    with pytest.raises(ValueError, match="labels of training classes from 0 to 2"):
         by_label.sample(steps=2)
-    with pytest.raises(ValueError, match=r"There is no class 3, 7: this model knows its 3 training classes, 0 to 2"):
+    with pytest.raises(ValueError, match=r"There is no class 3, 7: this model knows only its 3 training classes"):
         by_label.sample(label=torch.tensor([7, 0, 3]), steps=2)
-    with pytest.raises(ValueError, match="conditioned on a support"):
+    with pytest.raises(ValueError, match="is conditioned on a support"):
         few_shot.sample(steps=2)
-    with pytest.raises(ValueError, match="conditioned on a support"):
+    with pytest.raises(ValueError, match="is conditioned on a support"):
         few_shot.sample(SUPPORT, label=1, steps=2)
-    with pytest.raises(ValueError, match="no support"):
+    with pytest.raises(ValueError, match="not conditioned on a support"):
         by_label.encode(SUPPORT)
 
 

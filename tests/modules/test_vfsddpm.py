@@ -265,7 +265,7 @@ def test_row_4_weights_that_fit_no_set(checkpoint: Path) -> None:
         key = f"encoder.to_patch_embedding.{name}"
         contents["state_dict"][key] = contents["state_dict"][key][..., :70]
     torch.save(contents, checkpoint)
-    with pytest.raises(CheckpointError, match=r"70.*no multiple of 2²·3 = 12"):
+    with pytest.raises(CheckpointError, match=r"70.*not a multiple of 2²·3 = 12"):
         VFSDDPM.load_from_checkpoint(checkpoint)
 
 
@@ -334,7 +334,7 @@ def test_files_that_are_no_checkpoint_of_ours(tmp_path: Path, checkpoint: Path) 
 @pytest.mark.parametrize(
     ("contents", "says"),
     [
-        ({"weight": torch.zeros(2)}, "no Lightning checkpoint: it has no `state_dict`"),
+        ({"weight": torch.zeros(2)}, "not a Lightning checkpoint: it has no `state_dict`"),
         ({"state_dict": {"conv.weight": torch.zeros(2)}}, "of another model .it has conv.weight"),
         ({"state_dict": {"encoder.to_patch_embedding.norm.weight": torch.zeros(72)}}, "has no hyper-parameters"),
     ],

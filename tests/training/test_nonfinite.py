@@ -302,7 +302,7 @@ def test_the_count_goes_on_with_a_resumed_run_and_warnings_come_to_an_end(tmp_pa
     said = [str(w.message) for w in caught if "This step is skipped" in str(w.message)]
     assert [message.split("skipped: ")[1] for message in said] == [
         *(f"{number} so far." for number in range(2, 11)),
-        "11 so far. Further ones are not warned of.",
+        "11 so far. Further ones get no warning.",
     ]
     assert "(epoch 1)" in said[0]
 
@@ -333,7 +333,7 @@ def test_the_command_line_stops_with_the_error_or_skips_on_demand(
     assert re.search(
         r"^NonFiniteLossError: The loss of optimizer step 2 \(epoch 0\) is (nan|inf), by 2 of its 2", said, re.M
     )
-    assert f"\nThe weights are as they were before this step. The last checkpoint is {last}.\n" in said
+    assert f"\nThe weights are those before this step. The last checkpoint is {last}.\n" in said
     assert torch.load(last, weights_only=True)["global_step"] == 1
 
     with pytest.warns(UserWarning, match="This step is skipped: 2 so far"):
