@@ -27,8 +27,7 @@ def glyph_model() -> VFSDDPM:
     """The model of configs/glyphs.yaml; its speed does not depend on training."""
     settings = yaml.safe_load(CONFIG.read_text())
     data, config = settings["data"]["init_args"], settings["model"]["config"]
-    sets = {name: data[name] for name in ("set_size", "image_size", "channels")} | config["sets"]
-    return VFSDDPM(VFSConfig.from_dict(config | {"sets": sets})).eval()
+    return VFSDDPM(VFSConfig.for_data(config, data)).eval()
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:

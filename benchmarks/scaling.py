@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from train_step import CASE, matmul_rate, timed
 
 from lightning_vfs.core import DenoiserConfig, VFSConfig
-from lightning_vfs.modules import VFSDDPM, OptimizerConfig
+from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.modules.cost import activation_bytes, step_flops, step_operations
-from lightning_vfs.training.optimizer import build_adamw
+from lightning_vfs.training.step import TrainingStep
 
 
 class Case(NamedTuple):
@@ -98,25 +98,18 @@ class Loss(nn.Module):
         return self.model.batch_loss(batch)
 
 
-def make_step(case: Case, device: torch.device, rank: int = 0, ddp: dict[str, Any] | None = None) -> Callable[[], None]:
+def make_step(
+    case: Case, device: torch.device, rank: int = 0, ddp: dict[str, Any] | None = None
+) -> Callable[[], object]:
     """A training step of a fresh model on this rank's batch; with options of DDP, one that averages gradients."""
     torch.manual_seed(0)
     loss = Loss(VFSDDPM(case.config, checkpoint_activations=case.checkpoint)).to(device).train()
-    optimizer = build_adamw(loss.model, OptimizerConfig(), fused=True)
     network = loss if ddp is None else DistributedDataParallel(loss, **ddp)
     sets = case.config.sets
     images = torch.rand(case.sets, sets.set_size, 3, sets.image_size, sets.image_size, device=device) * 2 - 1
     batch = {"images": images, "index": torch.arange(case.sets, device=device) + rank * case.sets}
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            value = network(batch)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    step = TrainingStep(loss.model, network, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return lambda: step(batch)
 
 
 def median(values: list[float]) -> float:

@@ -25,9 +25,9 @@ from report import report
 from torch.profiler import profile
 
 from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, SetConfig, VFSConfig
-from lightning_vfs.modules import VFSDDPM, OptimizerConfig
+from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.modules.cost import step_flops
-from lightning_vfs.training.optimizer import build_adamw
+from lightning_vfs.training.step import TrainingStep
 
 SETS = SetConfig(set_size=6, image_size=32, channels=3)
 CASE = VFSConfig(
@@ -55,24 +55,15 @@ VARIANTS = {
 
 def make_step(
     config: VFSConfig, precision: torch.dtype, compiled: bool, device: torch.device, sets: int
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """A training step of a fresh model: compiled and with fused AdamW, or plain and eager."""
     torch.manual_seed(0)
     model = VFSDDPM(config, compile=compiled).to(device).train()
-    optimizer = build_adamw(model, OptimizerConfig(), fused=compiled)
+    step = TrainingStep(model, model.batch_loss, precision, fused=compiled)
     n, image = config.sets.set_size, (config.sets.channels, config.sets.image_size, config.sets.image_size)
     x_set = torch.rand(sets, n, *image, device=device) * 2 - 1
     batch = {"images": x_set, "index": torch.arange(sets, device=device)}
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision != torch.float32):
-            loss = model.batch_loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    return lambda: step(batch)
 
 
 def matmul_rate(precision: torch.dtype, device: torch.device) -> float:

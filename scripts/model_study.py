@@ -31,7 +31,7 @@ from lightning_vfs.data import GlyphSets
 from lightning_vfs.data.pictures import sample_grid
 from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.modules import OptimizerConfig
-from lightning_vfs.training.optimizer import build_adamw
+from lightning_vfs.training.step import TrainingStep
 
 SETTINGS = yaml.safe_load(Path("configs/glyphs.yaml").read_text())
 FOLDER = Path("runs/study")
@@ -94,16 +94,15 @@ def config_of(variant: Variant, data: GlyphSets) -> VFSConfig:
     for parts in (FILM, variant.parts):
         for part, options in parts.items():
             values.setdefault(part, {}).update(options)
-    values["sets"] |= {name: getattr(data, name) for name in ("set_size", "image_size", "channels")}
     if values["encoder"].get("architecture") == "class_label":
         values["encoder"]["num_classes"] = data.split("train").num_classes
-    return VFSConfig.from_dict(values)
+    return VFSConfig.for_data(values, vars(data))
 
 
 def cpu_seconds_per_step(config: VFSConfig, sets: int) -> float:
     """Shortest CPU time of some training steps of a throwaway model."""
     model = VFSDDPM(config).train()
-    optimizer = build_adamw(model, OptimizerConfig(), fused=True)
+    step = TrainingStep(model, model.batch_loss)
     size = config.sets.image_size
     batch = {
         "images": torch.zeros(sets, config.sets.set_size, config.sets.channels, size, size),
@@ -113,10 +112,7 @@ def cpu_seconds_per_step(config: VFSConfig, sets: int) -> float:
     times = []
     for _ in range(6):
         start = time.process_time()
-        loss = model.batch_loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        step(batch)
         times.append(time.process_time() - start)
     return min(times)
 

@@ -31,8 +31,7 @@ from lightning_vfs.data.pictures import sample_grid, save_png
 from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.frechet import frechet_distance
-from lightning_vfs.modules import OptimizerConfig
-from lightning_vfs.training.optimizer import build_adamw
+from lightning_vfs.training.step import TrainingStep
 
 CONFIG = "configs/glyphs.yaml"
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -47,18 +46,13 @@ def seconds_per_step(config: VFSConfig, sets: int, precision: torch.dtype) -> fl
     """Median time of a training step of a throwaway model on this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = VFSDDPM(config).to(device).train()
-    optimizer = build_adamw(model, OptimizerConfig())
+    step = TrainingStep(model, model.batch_loss, precision)
     shape = (sets, config.sets.set_size, config.sets.channels, config.sets.image_size, config.sets.image_size)
     x_set = torch.zeros(shape, device=device)
     times = []
     for _ in range(8):
         start = time.perf_counter()
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            loss = model.batch_loss(x_set)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+        step(x_set).item()
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
@@ -66,8 +60,7 @@ def seconds_per_step(config: VFSConfig, sets: int, precision: torch.dtype) -> fl
 def fit_to_machine(settings: dict, precision: str | None) -> list[str]:
     """Flags for the precision, by default the one that is faster here, and for fewer epochs if they took too long."""
     data = settings["data"]["init_args"]
-    sets = {name: data[name] for name in ("set_size", "image_size", "channels")} | settings["model"]["config"]["sets"]
-    config = VFSConfig.from_dict(settings["model"]["config"] | {"sets": sets})
+    config = VFSConfig.for_data(settings["model"]["config"], data)
     took = {name: seconds_per_step(config, data["batch_size"], dtype) for name, dtype in PRECISIONS.items()}
     precision = precision or min(took, key=lambda name: took[name])
     epoch = OVERHEAD * took[precision] * (data["sets_per_epoch"] // data["batch_size"])

@@ -58,9 +58,8 @@ class Operations(TorchDispatchMode):
 def model_of(name: str) -> VFSDDPM:
     """The model of a shipped configuration, at its full size."""
     values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    data = values["data"]["init_args"]
-    sets = values["model"]["config"].get("sets", {}) | {k: data[k] for k in ("set_size", "image_size", "channels")}
-    return VFSDDPM(VFSConfig.from_dict({**values["model"]["config"], "sets": sets}), OptimizerConfig(warmup_steps=0))
+    config = VFSConfig.for_data(values["model"]["config"], values["data"]["init_args"])
+    return VFSDDPM(config, OptimizerConfig(warmup_steps=0))
 
 
 class Parts(Callback):

@@ -87,8 +87,7 @@ def read(path: Path, flags: Sequence[str]) -> Run:
             place = place.setdefault(parent, {})
         place[last] = yaml.safe_load(value)
     model, data, trainer = values["model"], values["data"]["init_args"], values["trainer"]
-    linked = {name: data[name] for name in ("set_size", "image_size", "channels")}
-    config = VFSConfig.from_dict({**model["config"], "sets": model["config"].get("sets", {}) | linked})
+    config = VFSConfig.for_data(model["config"], data)
     averages = any("EMACallback" in callback["class_path"] for callback in trainer.get("callbacks", []))
     if "max_steps" not in trainer:
         sys.exit(f"{path} has no trainer.max_steps: give --trainer.max_steps.")

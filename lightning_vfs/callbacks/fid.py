@@ -156,6 +156,8 @@ class FIDCallback(Callback):
         # With accumulated gradients several batches end at the same step.
         if self.every_n_steps is None or step % self.every_n_steps or step == self._latest_step:
             return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self._latest_step = step
         figures = self.evaluate(trainer, pl_module)
         for name, value in figures.items():
@@ -173,6 +175,8 @@ class FIDCallback(Callback):
         self.on_test_epoch_end(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # it tries the run's code on one batch, and writes nothing
         for name, value in self.evaluate(trainer, pl_module).items():
             # Equal on all ranks; without `sync_dist` Lightning warns that they may not be.
             pl_module.log(name, value, sync_dist=True)

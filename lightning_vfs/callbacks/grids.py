@@ -98,6 +98,8 @@ class SampleGridCallback(Callback):
         self._show(trainer, pl_module, "test")
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # it tries the run's code on one batch, and writes nothing
         log_dir = trainer.log_dir  # asks the other ranks
         data = sets_of(trainer, self)
         self._check(pl_module, data)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelSummary, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -23,14 +25,14 @@ from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
-from lightning_vfs.core.config import SetConfig, VFSConfig
+from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 
-DATA_FIELDS = ("set_size", "image_size", "channels")
-"""What data and model must agree on; given once, on the data."""
+WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
+"""How a configuration begins that a run has written."""
 
 
 class VFSCLI(LightningCLI):
@@ -57,6 +59,7 @@ class VFSCLI(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 trainer_defaults={"use_distributed_sampler": False},
+                save_config_callback=SaveRunConfig,
                 save_config_kwargs={"overwrite": True},
                 # Without it, a hundred lines of usage precede every error.
                 parser_kwargs={
@@ -166,6 +169,7 @@ class VFSCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Reconcile a checkpoint's hyper-parameters with the flags, by the contract."""
         config = self.config[self.subcommand]
+        config["trainer"] = _home_expanded(config["trainer"])
         checkpoint = self._read = None
         if self._checkpoint in (LAST, LAST_IF_ANY):
             found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
@@ -235,6 +239,37 @@ class VFSCLI(LightningCLI):
         return contract.config_for_checkpoint(
             checkpoint, stated, [data["set_size"]], config["model"]["on_set_size_mismatch"]
         )
+
+
+def _home_expanded(values: Any) -> Any:
+    """Options with `~` at the beginning of a text as the user's folder: not every library does so."""
+    if isinstance(values, Namespace):
+        return Namespace({name: _home_expanded(value) for name, value in vars(values).items()})
+    if isinstance(values, dict):
+        return {name: _home_expanded(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_home_expanded(value) for value in values]
+    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Write a run's configuration next to its log, but never over a file that no run wrote.
+
+    Raises:
+        ConfigError: there is such a file.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before Lightning writes it, on every rank; a fast_dev_run writes nothing."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
+        if path.is_file() and not path.read_text(errors="replace").startswith(WRITTEN_BY_LIGHTNING):
+            raise ConfigError(
+                f"The run's configuration would be written over {path}, which no run has written: set "
+                "--trainer.default_root_dir FOLDER, or move the file."
+            )
+        super().setup(trainer, pl_module, stage)
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

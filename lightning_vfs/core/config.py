@@ -16,6 +16,10 @@ HeldOut = Literal["zero_slot", "drop", "none"]
 EncoderInput = Literal["images", "latents"]
 
 
+DATA_FIELDS = ("set_size", "image_size", "channels")
+"""What data and model must agree on; given once, on the data."""
+
+
 @dataclass(frozen=True)
 class SetConfig:
     """What a set of images is, and what leave-one-out does with the image that is generated.
@@ -281,6 +285,12 @@ class VFSConfig:
             _refuse_unknown(part.__name__, given, [f.name for f in fields(part)])
             built[name] = part(**given)
         return cls(**built)
+
+    @classmethod
+    def for_data(cls, values: Mapping[str, Any], data: Mapping[str, Any]) -> VFSConfig:
+        """As `from_dict`, with the set size, image size and channels that the data has (`DATA_FIELDS`)."""
+        sets = {**values.get("sets", {}), **{name: data[name] for name in DATA_FIELDS}}
+        return cls.from_dict({**values, "sets": sets})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain values (str, int, float, bool, lists of int), as `from_dict` takes them."""

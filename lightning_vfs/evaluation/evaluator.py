@@ -110,6 +110,23 @@ class Evaluator:
         }
         if not isinstance(plan.per_class, bool):
             check_class_names(plan.per_class, list(self.splits.values()))
+        self.ways, self.notes = self._possible_ways()
+        for evaluation in self.splits.values():
+            evaluation.ways = self.ways
+
+    def _possible_ways(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Numbers of classes that few_shot_accuracy chooses among in every split, and a note if the plan has others."""
+        wanted, (enough, split) = self.plan.ways, min((each.num_choices, each.name) for each in self.splits.values())
+        if not wanted or max(wanted) <= enough:
+            return wanted, ()
+        possible = tuple(sorted({min(way, enough) for way in wanted if enough >= 2}))
+        instead = f"it chooses among {max(possible)}" if possible else "it is left out"
+        note = (
+            f"few_shot_accuracy among {max(wanted)} classes needs as many with 2 or more real images, but split "
+            f"{split!r} has {enough}: {instead}."
+        )
+        warnings.warn(note, stacklevel=4)
+        return possible, (note,)
 
     def check(self, model: Any) -> int | None:
         """Check everything against the model; returns the images in a support, None for a model without one.
@@ -186,10 +203,10 @@ class Evaluator:
             splits={name: result.record for name, result in results.items()},
             sampling=self._sampling_record(model, shots, precision),
             features=self._features_record(),
-            metrics=_metrics_record(self.plan),
+            metrics=_metrics_record(self.plan, self.ways),
             likelihood={name: result.likelihood for name, result in results.items() if result.likelihood is not None},
             environment=_environment_record(shard),
-            notes=tuple(note for result in results.values() for note in result.notes),
+            notes=self.notes + tuple(note for result in results.values() for note in result.notes),
         )
 
     def _figure_name(self, figure: str, split: str) -> str:
@@ -231,7 +248,7 @@ class Evaluator:
         )
 
 
-def _metrics_record(plan: EvaluationPlan) -> MetricsRecord:
+def _metrics_record(plan: EvaluationPlan, ways: tuple[int, ...]) -> MetricsRecord:
     options, kid, isc = plan.options, "kid" in plan.metrics, "isc" in plan.metrics
     gamma = "1 / d" if options.kid_kernel_poly_gamma is None else options.kid_kernel_poly_gamma
     kernel = f"({gamma} x.y + {options.kid_kernel_poly_coef0}) ^ {options.kid_kernel_poly_degree}"
@@ -242,7 +259,7 @@ def _metrics_record(plan: EvaluationPlan) -> MetricsRecord:
         kid_seed=options.rng_seed if kid else None,
         isc_splits=options.isc_splits if isc else None,
         prc_neighborhood=options.prc_neighborhood if "prc" in plan.metrics else None,
-        few_shot_way=max(plan.ways, default=None),
+        few_shot_way=max(ways, default=None),
         kid_kernel=kernel if kid else None,
         isc_order=order if isc else None,
     )

@@ -34,7 +34,8 @@ class EvaluationPlan:
         weights_path: the extractor's weights; default is torch-fidelity's download.
         options: of the metrics.
         per_class: FID of every class, or of the classes named.
-        few_shot_way: classes that few_shot_accuracy chooses among, or several such numbers; None leaves it out.
+        few_shot_way: classes that few_shot_accuracy chooses among, or several such numbers; None leaves it out. Where
+            a split has fewer, it chooses among as many as there are, and a note says so.
         vlb_images: real images per split whose variational bound is computed; 0 leaves it out.
         vlb_steps: timesteps of that bound; all by default.
         seed: draws supports, noise and the classes to choose among.

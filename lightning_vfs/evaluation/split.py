@@ -20,7 +20,6 @@ from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
-from lightning_vfs.metrics.few_shot import check_way
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.indexed import IndexedRows
 
@@ -46,8 +45,11 @@ class SplitEvaluation:
         features: the extractor.
         plan: what is made and computed.
 
+    Attributes:
+        ways: numbers of classes that few_shot_accuracy chooses among; the plan's by default.
+
     Raises:
-        EvaluationError: the split has fewer images or classes than asked for.
+        EvaluationError: the split has fewer images than asked for.
     """
 
     def __init__(self, name: str, images: ClassImages, features: ImageFeatures, plan: EvaluationPlan) -> None:
@@ -59,12 +61,16 @@ class SplitEvaluation:
         self.name, self.images, self.features, self.plan = name, images, features, plan
         self.real = RealImages(name, images, features, plan.num_real_images, plan.num_images, plan.seed)
         check_enough(features.layers, plan.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
-        if plan.ways:
-            check_way(torch.bincount(self.real.labels, minlength=images.num_classes), max(plan.ways))
+        self.ways = plan.ways
         self.classes = self._chosen_classes()
         self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
         self._real_accuracy: dict[int, float] = {}
+
+    @property
+    def num_choices(self) -> int:
+        """Classes that few_shot_accuracy can choose among: those with 2 real images or more."""
+        return int((torch.bincount(self.real.labels) >= 2).sum())
 
     def _chosen_classes(self) -> list[int]:
         """Indices of the classes that get a FID of their own; names of other splits are left to those."""
@@ -115,8 +121,8 @@ class SplitEvaluation:
         self.fidelity.reset()
         self.fidelity.to(shard.device)
         self.fidelity.update({layer: values[mine] for layer, values in rows.items()}, True, torch.from_numpy(mine))
-        if self.plan.ways and self.accuracy is None:
-            self.accuracy = FewShotAccuracy(rows[self._layer], self.real.labels, self.plan.ways, self.plan.seed)
+        if self.ways and self.accuracy is None:
+            self.accuracy = FewShotAccuracy(rows[self._layer], self.real.labels, self.ways, self.plan.seed)
             self.accuracy.to(shard.device)
             for batch in shard.batches(len(self.real.chosen), f"Evaluation: accuracy of real images, {self.name}"):
                 index = torch.from_numpy(batch)
@@ -134,7 +140,7 @@ class SplitEvaluation:
         """By the number of classes to choose among, of the images that it has seen, which it forgets."""
         found = accuracy.compute().reshape(-1).tolist()  # torchmetrics makes a scalar of a single figure
         accuracy.reset()
-        return dict(zip(self.plan.ways, found, strict=True))
+        return dict(zip(self.ways, found, strict=True))
 
     # -- generated images --------------------------------------------------------------------------------------------
 
@@ -202,7 +208,7 @@ class SplitEvaluation:
         if self.accuracy is None:
             return figures
         for way, accuracy in self._accuracies(self.accuracy).items():
-            name = "few_shot_accuracy" + ("" if way == max(self.plan.ways) else f"_{way}")
+            name = "few_shot_accuracy" + ("" if way == max(self.ways) else f"_{way}")
             real = self._real_accuracy[way]
             figures[name] = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way)
             figures[f"{name}_real"] = Figure(real, chance=1 / way)

@@ -35,7 +35,9 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
     Raises:
         CheckpointError: a file is missing, damaged, or of something else; the message says which, and what to do.
     """
-    folder = Path(name) if Path(name).is_dir() else _download(str(name))
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(name))
     for file in (WEIGHTS, CONFIG):
         if not (folder / file).is_file():
             raise CheckpointError(
@@ -54,7 +56,16 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
 
 
 def _download(name: str) -> Path:
-    """Folder of a hub id in the local cache, downloaded if necessary."""
+    """Folder of a hub id in the local cache, downloaded if necessary.
+
+    Raises:
+        CheckpointError: the name is that of a path, or nothing can be downloaded.
+    """
+    if name.count("/") > 1 or name.startswith((".", "~", "/")) or (Path(name).parent.is_dir() and "/" in name):
+        raise CheckpointError(
+            f"There is no folder {name}: give the folder that `save_pretrained` or `lightning-vfs convert` wrote, or a "
+            "hub id such as user/model."
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -15,6 +15,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from lightning_vfs.callbacks import EMACallback, FIDCallback
 from lightning_vfs.core.errors import ConfigError, EvaluationError, SetSizeMismatchError
 from lightning_vfs.data.pictures import to_uint8
+from lightning_vfs.evaluation import EvaluationRecord
 from lightning_vfs.metrics import INCEPTION, FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.modules import VFSDDPM
 
@@ -183,7 +184,6 @@ def test_a_run_without_validation_is_told(trainer, painter, data, fid):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"few_shot_way": 50}, "among 50 classes .* has 27"),
         ({"num_real_images": 1000}, "num_real_images is 1000, but split 'train' has 162 images"),
         ({"steps": 11}, "11 steps, but the diffusion has 10"),
         ({"feature_extractor": "nonsense"}, "no feature extractor 'nonsense'"),
@@ -195,6 +195,17 @@ def test_what_cannot_work_is_said_before_training(trainer, painter, data, fid, o
     with pytest.raises(EvaluationError, match=message):
         trainer(fid(**options)).fit(model, datamodule=data())
     assert model.path == []
+
+
+def test_of_fewer_classes_it_chooses_among_as_many_as_there_are(trainer, painter, data, fid, tiny, tmp_path):
+    run = trainer(fid(few_shot_way=[5, 50], splits=["out"], record=tmp_path / "fid.json"))
+    with pytest.warns(UserWarning, match=r"among 50 classes .* split 'test' has 27: it chooses among 27"):
+        (figures,) = run.test(painter(), datamodule=data(), verbose=False)
+    record = EvaluationRecord.read(tmp_path / "fid.json")
+    assert record.metrics.few_shot_way == 27 and "chooses among 27" in record.notes[0]
+    name = f"few_shot_accuracy[{tiny}]/out"
+    assert record.figures[name].chance == 1 / 27 and name in figures
+    assert f"few_shot_accuracy_5[{tiny}]/out" in figures
 
 
 def test_a_data_module_is_needed(trainer, painter, data, fid):

@@ -26,6 +26,42 @@ def command(*args: object) -> CompletedProcess[str]:
     return run("-m", "lightning_vfs", *args)
 
 
+def test_a_configuration_of_the_users_is_not_written_over(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = "# mine\n" + config_file.read_text()
+    (tmp_path / "config.yaml").write_text(mine)
+    assert main(["fit", "--config=config.yaml", "--trainer.logger=false"]) == 1
+    assert "would be written over" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == mine
+    for _ in range(2):  # that of a run may be written over by the next one
+        assert main(["fit", "--config=config.yaml", "--trainer.logger=false", "--trainer.default_root_dir=run"]) == 0
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_a_tilde_is_the_users_folder_wherever_files_go(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["fit", f"--config={config_file}", "--trainer.logger.init_args.save_dir=~/runs"]) == 0
+    assert not (tmp_path / "~").exists()
+    assert (tmp_path / "home" / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_trial_of_one_batch_writes_nothing(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fid = "{class_path: lightning_vfs.FIDCallback, init_args: {num_images: 4, steps: 2, feature_extractor: glyph-cnn}}"
+    grid = "{class_path: lightning_vfs.SampleGridCallback, init_args: {num_classes: 1, steps: 2}}"
+    (tmp_path / "more.yaml").write_text(f"trainer: {{callbacks+: [{fid}, {grid}]}}")
+    with pytest.warns(UserWarning, match="it chooses among 3"):
+        assert main(["fit", f"--config={config_file}", "--config=more.yaml", "--trainer.fast_dev_run=true"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["more.yaml"]
+
+
 def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == HELP

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.cli import main
-from lightning_vfs.commands.lightning import DATA_FIELDS, VFSCLI
+from lightning_vfs.commands.lightning import VFSCLI
 from tests.modules.autoencoder import SCALE, save_autoencoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,7 +60,7 @@ def tiny(name: str, folder: Path) -> Path:
 def test_the_model_is_possible_and_its_file_says_how_to_run_it(name: str) -> None:
     assert f"\n#   lightning-vfs fit --config configs/{name}" in (CONFIGS / name).read_text()
     model, data = ALL[name]["model"]["config"], ALL[name]["data"]["init_args"]
-    VFSConfig.from_dict({**model, "sets": model.get("sets", {}) | {field: data[field] for field in DATA_FIELDS}})
+    VFSConfig.for_data(model, data)
 
 
 @pytest.mark.parametrize("name", TINY)

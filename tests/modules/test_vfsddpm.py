@@ -366,6 +366,15 @@ def test_checkpoints_hold_plain_values_only(checkpoint: Path) -> None:
     assert kinds(dict(hyper_parameters)) <= {str, int, float, bool, type(None)}
 
 
+@pytest.mark.parametrize("name", ["runs/model", "./model", "~/model", "/nowhere/model", "a/b/c"])
+def test_a_mistyped_folder_is_no_id_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(CheckpointError, match=f"There is no folder {name}: give the folder"):
+        VFSDDPM.from_pretrained(name)
+
+
 def test_pretrained_folders_round_trip(tiny_model, tmp_path: Path) -> None:
     model = tiny_model(encoder={"context": "variational"})
     model.save_pretrained(tmp_path / "folder")
