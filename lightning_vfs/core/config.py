@@ -17,7 +17,7 @@ EncoderInput = Literal["images", "latents"]
 
 
 DATA_FIELDS = ("set_size", "image_size", "channels")
-"""What data and model must agree on; given once, on the data."""
+"""Fields on which data and model must agree; set once, on the data."""
 
 
 @dataclass(frozen=True)

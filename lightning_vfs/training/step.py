@@ -16,7 +16,7 @@ class TrainingStep:
     """Call it with a batch: loss, backward pass, clipping by the norm and AdamW.
 
     Args:
-        model: whose parameters are trained, on its device.
+        model: its parameters are trained, on its device.
         loss: batch -> loss, a scalar.
         precision: of autocast; float32 is none.
         clip: largest norm of the gradients.
