@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -106,6 +106,9 @@ class VFSCLI(LightningCLI):
         if options["logger"] is False and any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
             rank_zero_info("LearningRateMonitor is left out: with --trainer.logger false it has nowhere to write.")
+        if options["fast_dev_run"]:
+            # Lightning says that it saves nothing, but a `save_last` saves at the end.
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         ours = (ProgressBar, RunProgressBar, "enable_progress_bar"), (ModelSummary, RunSummary, "enable_model_summary")
         for kind, own, flag in ours:
             wanted = options[flag] is not False and not options["barebones"]
