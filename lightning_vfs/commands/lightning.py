@@ -32,7 +32,7 @@ from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
-"""How a configuration begins that a run has written."""
+"""First characters of a configuration that a run has written."""
 
 
 class VFSCLI(LightningCLI):
@@ -245,7 +245,7 @@ class VFSCLI(LightningCLI):
 
 
 def _home_expanded(values: Any) -> Any:
-    """Options with `~` at the beginning of a text as the user's folder: not every library does so."""
+    """Options with a leading `~` expanded to the user's folder: not every library does so."""
     if isinstance(values, Namespace):
         return Namespace({name: _home_expanded(value) for name, value in vars(values).items()})
     if isinstance(values, dict):
@@ -256,7 +256,7 @@ def _home_expanded(values: Any) -> Any:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write a run's configuration next to its log, but never over a file that no run wrote.
+    """Write a run's configuration next to its log, but never overwrite a file that no run wrote.
 
     Raises:
         ConfigError: there is such a file.
@@ -269,7 +269,7 @@ class SaveRunConfig(SaveConfigCallback):
         path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
         if path.is_file() and not path.read_text(errors="replace").startswith(WRITTEN_BY_LIGHTNING):
             raise ConfigError(
-                f"The run's configuration would be written over {path}, which no run has written: set "
+                f"The run's configuration would overwrite {path}, which no run has written: set "
                 "--trainer.default_root_dir FOLDER, or move the file."
             )
         super().setup(trainer, pl_module, stage)

@@ -59,7 +59,7 @@ def _download(name: str) -> Path:
     """Folder of a hub id in the local cache, downloaded if necessary.
 
     Raises:
-        CheckpointError: the name is that of a path, or nothing can be downloaded.
+        CheckpointError: the name looks like a path, or nothing can be downloaded.
     """
     if name.count("/") > 1 or name.startswith((".", "~", "/")) or (Path(name).parent.is_dir() and "/" in name):
         raise CheckpointError(

@@ -33,7 +33,7 @@ def test_a_configuration_of_the_users_is_not_written_over(
     mine = "# mine\n" + config_file.read_text()
     (tmp_path / "config.yaml").write_text(mine)
     assert main(["fit", "--config=config.yaml", "--trainer.logger=false"]) == 1
-    assert "would be written over" in capsys.readouterr().err
+    assert "would overwrite" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").read_text() == mine
     for _ in range(2):  # that of a run may be written over by the next one
         assert main(["fit", "--config=config.yaml", "--trainer.logger=false", "--trainer.default_root_dir=run"]) == 0
