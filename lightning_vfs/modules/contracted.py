@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from lightning_vfs.core import contract
@@ -13,7 +14,7 @@ from lightning_vfs.modules.generation import FewShotGenerator
 from lightning_vfs.modules.set_encoder import SetEncoder
 from lightning_vfs.modules.spt import SPT
 from lightning_vfs.training.checkpoints import check_contents
-from lightning_vfs.training.ranks import gather_objects
+from lightning_vfs.training.ranks import gather_objects, gather_rows
 from lightning_vfs.training.sharding import ShardableModule
 
 
@@ -132,11 +133,23 @@ class SetContractModule(FewShotGenerator, ShardableModule):
         """
         if batch_idx == 0:
             images = images_of(batch)
-            floats = images if images.dtype.is_floating_point else images.float() / 127.5 - 1
-            low, high = floats.aminmax() if images.numel() else (0.0, 0.0)
-            for shape, *values in gather_objects((tuple(images.shape), float(low), float(high))):
-                contract.check_batch(shape, self.config, self.on_set_size_mismatch)
-                contract.check_range(*values)
+            shape = [len(images.shape), *(list(images.shape) + [0] * 5)[:5]]
+            # As numbers, of which one is read, and not as objects, of which two are.
+            found = torch.tensor([[*shape, *_range(images)]], device=images.device)
+            for axes, *sizes, low, high in gather_rows(found).tolist():
+                whole = tuple(int(size) for size in sizes)[: int(axes)]
+                contract.check_batch(whole, self.config, self.on_set_size_mismatch)
+                contract.check_range(low, high)
+
+
+def _range(images: Tensor) -> tuple[float, float]:
+    """Least and largest value; of integers, as if they were pixels. On a device it waits, once a loop."""
+    if not images.numel():
+        return 0.0, 0.0
+    # NumPy has no bfloat16, and a tensor on the host is no reason to wait.
+    host = images.device.type == "cpu" and images.dtype != torch.bfloat16
+    low, high = (float(each) for each in ((images.numpy().min(), images.numpy().max()) if host else images.aminmax()))
+    return (low, high) if images.dtype.is_floating_point else (low / 127.5 - 1, high / 127.5 - 1)
 
 
 def images_of(batch: Any) -> Tensor:

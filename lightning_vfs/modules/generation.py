@@ -62,10 +62,11 @@ class FewShotGenerator(FewShotDiffusion):
             SetSizeMismatchError: the support is empty or larger than the model takes.
             ValueError: another shape of images, no t for an encoder that sees it, or a model that takes no support.
         """
-        return self._encode_support(support[None] if support.ndim == 4 else support, t)
+        support = support[None] if support.ndim == 4 else support
+        check_support(tuple(support.shape), self.config)
+        return self._encode_support(support, t)
 
     def _encode_support(self, support: Tensor, t: Tensor | None = None) -> Tensor:
-        check_support(tuple(support.shape), self.config)
         support = support.to(self._weights_device)
         with self._evaluating():
             seen = self.latents(support) if self.config.latent.encoder_input == "latents" else support
