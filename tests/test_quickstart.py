@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_vfs import FIDCallback
+from lightning_vfs.evaluation import EvaluationPlan
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.chdir(tmp_path)
     Path("glyphs.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr(script, "CONFIG", "glyphs.yaml")
-    monkeypatch.setattr(script, "FIDCallback", functools.partial(FIDCallback, num_images=40, num_real_images=400))
+    monkeypatch.setattr(script, "EvaluationPlan", functools.partial(EvaluationPlan, num_images=40, num_real_images=400))
     monkeypatch.setattr(sys, "argv", ["quickstart.py"])
     return script
 

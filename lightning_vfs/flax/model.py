@@ -28,7 +28,11 @@ from lightning_vfs.training.pretrained import load_pretrained
 if TYPE_CHECKING:
     from lightning_vfs.modules import FewShotDiffusion as TorchModel
 
-NOT_IN_JAX = {"latent.autoencoder": "the autoencoder, in whose latents it diffuses, runs only in torch"}
+NOT_IN_JAX = {
+    "latent.autoencoder": "the autoencoder, in whose latents it diffuses, runs only in torch",
+    "encoder.options": "an encoder of your own runs only in torch",
+    "denoiser.options": "a denoiser of your own runs only in torch",
+}
 """Options of `VFSConfig` that the twin does not have, and why: it refuses models that set them."""
 
 

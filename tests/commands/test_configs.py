@@ -144,7 +144,8 @@ def test_a_configuration_for_many_gpus_goes_beside_a_models(parse, name: str) ->
         assert strategy["init_args"]["save_distributed_checkpoint"] is False
 
 
-def test_torchrun_starts_what_the_trainer_expects(parse) -> None:
+def test_torchrun_starts_what_the_trainer_expects(parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_PORT", raising=False)  # as a run with several ranks leaves it
     script = SCALE / "torchrun.sh"
     arguments = example(script, "configs/scale/torchrun.sh")
     started = command_of(script, "torchrun", arguments, NODES="2", MASTER_ADDR="node0", DEVICES="4")
