@@ -82,7 +82,7 @@ def test_data_files_are_in_the_wheel(wheel: Path) -> None:
 
 def test_the_readmes_first_commands_run_from_the_wheel(environment: Path, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"## Installed with pip\n.*?```bash\n(.*?)```", readme, re.S)
+    (block,) = re.findall(r"## Install with pip\n.*?```bash\n(.*?)```", readme, re.S)
     commands = [shlex.split(line) for line in block.splitlines()]
     assert [command[:4] for command in commands[:2]] == [
         ["lightning-vfs", "fit", "--config", "glyphs"],

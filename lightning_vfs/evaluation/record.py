@@ -68,7 +68,8 @@ class ModelRecord:
         checkpoint_sha256: of that file.
         global_step: optimizer steps that it was trained for; None where it is not known.
         weights: the averaged ones (EMA), or those that the optimizer steps.
-        averaging_decay, averaging_warmup: of the average, if they are known.
+        averaging_decay: of the average, if it is known.
+        averaging_warmup: whether the decay warmed up, if it is known.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def _without_memory(config: VFSConfig, checkpoint_activations: bool = False) -> 
 
 def _loss(model: VFSDDPM, sets: int, set_size: int) -> Tensor:
     """Loss of a batch without values, on the model's device."""
-    config, device = model.config, cast(nn.Parameter, next(model.parameters())).device
+    config, device = model.config, next(model.parameters()).device
 
     def images(channels: int, size: int) -> Tensor:
         return torch.empty(sets, set_size, channels, size, size, device=device)
