@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFont
@@ -171,8 +170,7 @@ def draw(model: VFSDDPM, data: GlyphSets, rows: int = 6) -> Image.Image:
     by_label = model.config.encoder.condition == "label"
     images = data.split("train" if by_label else "test")
     episodes = images.episodes(len(images), data.set_size - 1, seed=0)
-    _, first = np.unique(episodes.labels, return_index=True)
-    chosen = np.sort(first)[:rows]
+    chosen = episodes.first_of_classes(rows)
     support = images.float(episodes.supports[chosen])
     if by_label:
         generated = model.sample(label=torch.from_numpy(episodes.labels[chosen]), num_images=8)

@@ -113,8 +113,7 @@ def draw(model: VFSDDPM, data: GlyphSets, guidance_scale: float, lines: list[str
     """12 unseen characters, the support on the left and generated images on the right, the lines below."""
     images = data.split("test")
     episodes = images.episodes(len(images), model.config.sets.shots, seed=0)
-    _, first = np.unique(episodes.labels, return_index=True)
-    support = images.float(episodes.supports[np.sort(first)[:12]])
+    support = images.float(episodes.supports[episodes.first_of_classes(12)])
     generated = model.sample(support, num_images=12, steps=50, seed=0, guidance_scale=guidance_scale)
     grid = to_pil_image(sample_grid(support, generated))
     font = ImageFont.load_default(size=14)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -136,8 +135,7 @@ class SampleGridCallback(Callback):
         """Supports (r, k, c, h, w) of `num_classes` classes, and the labels (r,) of these."""
         images = data.split(self.split)
         episodes = images.episodes(len(images), shots_of(pl_module, data), self.seed)
-        _, first_of_class = np.unique(episodes.labels, return_index=True)
-        rows = np.sort(first_of_class)[: self.num_classes]
+        rows = episodes.first_of_classes(self.num_classes)
         return images.float(episodes.supports[rows]), torch.from_numpy(episodes.labels[rows])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from jsonargparse import ArgumentParser
 
 from lightning_vfs.core.errors import ConfigError
@@ -37,8 +36,7 @@ def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
         more = images.num_classes - NAMES_SHOWN
         print(f"{split}: {names}{f' and {more:,} more' if more > 0 else ''}; {_sizes(images.counts)} images a class")
         episodes = images.episodes(len(images), data.set_size - 1, 0)
-        _, first = np.unique(episodes.labels, return_index=True)
-        rows = np.sort(first)[:num_classes]
+        rows = episodes.first_of_classes(num_classes)
         picture = sample_grid(images.float(episodes.supports[rows]), images.float(episodes.targets[rows])[:, None])
         save_png(picture, out / f"{split}.png")
         print(f"{split}: {out / f'{split}.png'} has {len(rows)} classes, each with a support and the held-out image")
@@ -58,5 +56,4 @@ def run(args: list[str]) -> None:
     parser.add_class_arguments(FolderSets, None, help="The data, as --data.root and so on give it to `fit`.")
     options = vars(parser.parse_args(args))
     out, num_classes = Path(options.pop("out")).expanduser(), options.pop("num_classes")
-    torch.manual_seed(0)
     show(FolderSets(**options), out, num_classes)

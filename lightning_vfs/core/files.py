@@ -38,7 +38,8 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = f".{path.name[:40]}.{socket.gethostname()[:20]}"
-    _remove_abandoned(path.parent, mine)
+    if sync:  # not for each of many small files: it lists the folder
+        _remove_abandoned(path.parent, mine)
     temporary = path.with_name(f"{mine}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     temporary.touch()
     permissions = temporary.stat().st_mode  # as the user's umask says, which not every writer follows

@@ -46,6 +46,11 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def first_of_classes(self, num_classes: int) -> np.ndarray:
+        """Rows of the first episode of each of the first `num_classes` classes: int64, ascending."""
+        _, first = np.unique(self.labels, return_index=True)
+        return np.sort(first)[:num_classes]
+
 
 class ClassImages:
     """uint8 images grouped by class.

@@ -13,6 +13,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data.cache import default_cache_dir
@@ -229,9 +230,7 @@ class SetDataModule(LightningDataModule, ABC):
         least = {"set_size": 2, "image_size": 1, "batch_size": 1, "sets_per_epoch": 1, "eval_sets": 1}
         least |= {"num_workers": 0, "split_seed": 0} | ({} if self.seed is None else {"seed": 0})
         for name, minimum in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {minimum}.")
+            check_whole_number(name, getattr(self, name), minimum)
         if self.channels not in (1, 3):
             raise ConfigError(f"channels is {self.channels!r}; allowed: 1 (grey) or 3 (RGB).")
         shares = self.split_fractions
