@@ -6,7 +6,7 @@ torch and Lightning are imported where they are used: the process that hands out
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,17 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared_cache: Path) -> Iterator[None]:
+    """Tests, and fixtures of every scope, use a cache apart from the user's."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(shared_cache))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use a cache apart from the user's, and none leaves a seed to the next."""
-    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(shared_cache))
+def own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test leaves a seed to the next."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
 

@@ -73,6 +73,8 @@ def test_a_tiny_model_trains_and_shows_what_it_makes(name: str, image_folder: Pa
     ]  # fmt: skip
     if "FolderSets" in ALL[name]["data"]["class_path"]:
         flags.append(f"--data.root={image_folder}")
+    else:
+        flags.append("--data.image_size=16")  # of the glyphs that are rendered already
     if name == "latent.yaml":
         save_autoencoder(tmp_path / "vae")
         flags.append(f"--model.config.latent.autoencoder={tmp_path / 'vae'}")
