@@ -123,7 +123,7 @@ def imported_by(folder: Path, code: str, modules: Sequence[str]) -> list[str]:
 
 
 def _serve(listening: socket.socket, path: str) -> dict[str, Any] | None:
-    """Fork a process for every connection, until all are closed; in those that are forked for a request, the request."""
+    """Fork a process for every connection, until all are closed; in those that are forked for a request, that."""
     while True:
         if select.select([listening], [], [], 0.1)[0]:
             connection, _ = listening.accept()

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.modules.family import Case, cases, every_choice
 
-
 ROWS = {"every choice": every_choice, "all": cases}
 
 
