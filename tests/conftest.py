@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # reads it when it is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A third of the time to compile, also for each operation outside of `jit`. XLA stops at an option that it does not know.
+# Two thirds of the time to compile, also for operations outside of `jit`. XLA stops at an option that it does not know.
 QUICK_XLA = " --xla_cpu_use_fusion_emitters=false"
 if find_spec("jaxlib") and version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").removesuffix(QUICK_XLA) + QUICK_XLA
