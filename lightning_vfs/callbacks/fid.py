@@ -50,7 +50,7 @@ class FIDCallback(Callback):
         every_n_steps: evaluate after every n-th optimizer step, too.
         metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`).
         num_images: images to generate per split, at least 2.
-        num_real_images: real images per split, drawn by seed; None for all.
+        num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
         sampler: `ddim`, `ddpm` or `dpmpp_2m`.

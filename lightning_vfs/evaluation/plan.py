@@ -24,7 +24,7 @@ class EvaluationPlan:
 
     Args:
         num_images: images to generate per split, at least 2.
-        num_real_images: real images per split, drawn by seed; None for all.
+        num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
         sampling: how images are drawn.
         shots: images in a support; by default as many as condition one generation in training.

@@ -110,7 +110,7 @@ class SplitEvaluation:
         likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
         if likelihood is not None:
             figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
-        return SplitResult(figures, self._record(episodes, shots), notes, likelihood)
+        return SplitResult(figures, self._record(episodes, shots), self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from lightning_vfs import VFSDDPM, EMACallback, FIDCallback
 from lightning_vfs.core import EncoderConfig, SamplingConfig
 from lightning_vfs.core.errors import ClassMismatchError, ConfigError, VFSError
 from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, evaluate
+from lightning_vfs.metrics.fidelity import FidelityOptions, fidelity_figures
 from tests.callbacks.conftest import CONFIG, TINY, Patterns
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
@@ -173,3 +174,46 @@ def test_the_lines_of_the_documentation_run(checkpoint, monkeypatch, tmp_path, c
     exec(code.replace("num_images=500", "num_images=20"), scope)
     assert scope["record"].model.checkpoint == shown
     assert "Figure(value=" in capsys.readouterr().out
+
+
+def test_floors_are_computed_once_and_kept(painter, tiny, tmp_path, monkeypatch):
+    """For any model, in any process; by other options they are others."""
+    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path))
+    computed: list[str] = []
+
+    def counted(metric: str, *given: Any) -> dict[str, float]:
+        computed.append(metric)
+        return fidelity_figures(metric, *given)
+
+    monkeypatch.setattr("lightning_vfs.evaluation.real_images.fidelity_figures", counted)
+
+    def floors(**options: Any) -> dict[str, float | None]:
+        metrics = {"metrics": ["fid", "prc"], "few_shot_way": None}
+        record = evaluate(painter(), Patterns(), plan_of(**metrics | options))
+        return {name: figure.floor for name, figure in record.figures.items()}
+
+    first = floors()
+    assert computed == ["fid", "prc"] and all(value is not None for value in first.values())
+    assert floors() == first and computed == ["fid", "prc"]
+    others = [
+        {"seed": 1}, {"num_images": 30}, {"num_real_images": 40}, {"options": FidelityOptions(prc_neighborhood=4)}
+    ]  # fmt: skip
+    found = [floors(**options) for options in others]
+    assert len(computed) == 2 + 2 * len(others) and all(one != first for one in found[:3])
+    files = list(tmp_path.rglob("*.json"))
+    assert len(files) == 1 + len(others)
+    for file in files:
+        file.write_text(file.read_text().replace("1", "2"))
+    with pytest.warns(UserWarning, match="computing the figures of the real images again"):
+        assert floors() == first
+
+
+def test_a_large_split_is_compared_with_some_of_its_images_and_says_so(painter, tiny, monkeypatch):
+    monkeypatch.setattr("lightning_vfs.evaluation.real_images.MOST_REAL_IMAGES", 50)
+    record = evaluate(painter(), Patterns(), plan_of())
+    asked = evaluate(painter(), Patterns(), plan_of(num_real_images=50))
+    assert record.splits["out"].num_real_images == 50 and record.figures == asked.figures
+    assert any("with 50 of its 162 real ones, drawn by seed; num_real_images" in note for note in record.notes)
+    everything = evaluate(painter(), Patterns(), plan_of(num_real_images=162))
+    assert everything.splits["out"].num_real_images == 162
+    assert not any("real ones" in note for note in (*asked.notes, *everything.notes))
