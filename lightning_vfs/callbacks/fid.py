@@ -48,7 +48,8 @@ class FIDCallback(Callback):
     Args:
         every_n_epochs: evaluate at every validation of each n-th epoch of training, or never.
         every_n_steps: evaluate after every n-th optimizer step, too.
-        metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`).
+        metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`); none for the
+            variational bound alone, which needs no extractor and no generated images.
         num_images: images to generate per split, at least 2.
         num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
@@ -198,7 +199,8 @@ class FIDCallback(Callback):
         line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         words = weights_in_words(trainer, pl_module)
         rank_zero_info(f"Record of the evaluation: {path}")
-        rank_zero_info(f"{self.plan.num_images} generated images a split, {words}: {line}")
+        made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
+        rank_zero_info(f"{made}, {words}: {line}")
         return figures
 
 

@@ -43,7 +43,7 @@ class RealImages:
     Args:
         name: the split as it is called in progress bars.
         images: the split.
-        features: the extractor.
+        features: the extractor; None where no features are asked for.
         num_real_images: real images to compare with, the first targets of the episodes; None for all of the split, or
             `MOST_REAL_IMAGES` of it.
         num_images: generated images.
@@ -58,7 +58,7 @@ class RealImages:
         self,
         name: str,
         images: ClassImages,
-        features: ImageFeatures,
+        features: ImageFeatures | None,
         num_real_images: int | None,
         num_images: int,
         seed: int,
@@ -119,6 +119,7 @@ class RealImages:
             with shard.timing("distance"):
                 content = self._source.describe() | asdict(options)
                 content |= {"chosen": len(self.chosen), "num_images": self.num_images, "seed": self.seed}
+                assert self.extractor is not None
                 content |= {"layers": dict(self.extractor.layers), "floors": FLOORS_FORMAT}
                 self._floors = on_first_rank(lambda: cached_figures(content, lambda: self._compute_floors(options)))
         return self._floors
@@ -126,6 +127,7 @@ class RealImages:
     @cached_property
     def _source(self) -> FeatureSource:
         """What features and floors depend on."""
+        assert self.extractor is not None
         return FeatureSource(
             images_sha256=hash_of(self.pixels_sha256, self._pool),
             num_images=len(self._pool),
@@ -142,6 +144,7 @@ class RealImages:
         if all(gather_objects(cached is not None)):
             assert cached is not None
             return cached
+        assert self.extractor is not None
         gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
         for batch in shard.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
             images = self.images.uint8(self._pool[batch]).to(shard.device)
@@ -152,7 +155,7 @@ class RealImages:
         return rows
 
     def _compute_floors(self, options: FidelityOptions) -> dict[str, float]:
-        assert self._rows is not None
+        assert self._rows is not None and self.extractor is not None
         first, _ = self.floor_sizes
         if len(self._pool) >= self.num_images + len(self.chosen):
             sets = np.arange(len(self.chosen), len(self._pool)), np.arange(len(self.chosen))

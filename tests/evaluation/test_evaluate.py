@@ -17,7 +17,7 @@ import torch
 from lightning_vfs import VFSDDPM, EMACallback, FIDCallback
 from lightning_vfs.core import EncoderConfig, SamplingConfig
 from lightning_vfs.core.errors import ClassMismatchError, ConfigError, VFSError
-from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, evaluate
+from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, compare, evaluate
 from lightning_vfs.metrics.fidelity import FidelityOptions, fidelity_figures
 from tests.callbacks.conftest import CONFIG, TINY, Patterns
 
@@ -217,3 +217,23 @@ def test_a_large_split_is_compared_with_some_of_its_images_and_says_so(painter, 
     everything = evaluate(painter(), Patterns(), plan_of(num_real_images=162))
     assert everything.splits["out"].num_real_images == 162
     assert not any("real ones" in note for note in (*asked.notes, *everything.notes))
+
+
+def test_the_bound_alone_needs_no_extractor_and_no_images(checkpoint, tiny, monkeypatch):
+    both = evaluate(VFSDDPM(MODEL), Patterns(), plan_of(vlb_images=3, vlb_steps=2))
+    monkeypatch.setattr(VFSDDPM, "generate", None)
+    plan = plan_of(metrics=[], vlb_images=3, vlb_steps=2, feature_extractor="not downloaded")
+    record = evaluate(VFSDDPM(MODEL), Patterns(), plan)
+    assert set(record.figures) == {"vlb/out"} and record.splits["out"].num_images is None
+    assert EvaluationRecord.from_dict(record.to_dict()) == record
+    assert compare(both, record).comparable and compare(record, both).comparable
+    for wrong in ({"metrics": []}, {"metrics": [], "vlb_images": 3, "per_class": True}):
+        with pytest.raises(VFSError, match=r"no metric to compute|for the variational bound alone"):
+            plan_of(**wrong)
+
+
+def test_glyph_cnn_on_other_images_says_that_it_does_not_know_them(painter):
+    plan = replace(plan_of(), feature_extractor="glyph-cnn")
+    with pytest.warns(UserWarning, match="glyph-cnn sees images as 16 x 16 in grey and knows only the built-in glyphs"):
+        record = evaluate(painter(), Patterns(), plan)
+    assert any("knows only the built-in glyphs" in note for note in record.notes)
