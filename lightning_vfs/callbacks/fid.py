@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.callbacks.evaluation import evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
+from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
@@ -25,6 +27,7 @@ from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import INCEPTION
 from lightning_vfs.metrics.fidelity import FidelityOptions
 from lightning_vfs.training.averaging import averaging_of, weights_in_words
+from lightning_vfs.training.nonfinite import why_not_finite
 
 
 class FIDCallback(Callback):
@@ -76,7 +79,7 @@ class FIDCallback(Callback):
     Raises:
         ConfigError: an option is out of range.
         EvaluationError: no SetDataModule, too few images or classes, no weights for the extractor, or what this model
-            cannot do; before training.
+            cannot do; before training. Without training, figures that are not finite.
         SetSizeMismatchError: the data has sets of another size than the weights; before training.
     """
 
@@ -191,11 +194,16 @@ class FIDCallback(Callback):
         weights = _model_record(trainer, pl_module)
         with evaluating(trainer, pl_module):
             record = self._evaluator.evaluate(pl_module, shard, weights, str(trainer.precision))
+        figures = {name: figure.value for name, figure in record.figures.items() if "_std" not in name}
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        if broken and trainer.state.fn != TrainerFn.FITTING:
+            raise EvaluationError(
+                f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
+            )
         path = _record_path(self.record, trainer)
         if trainer.is_global_zero:
             record.write(path)
             _tell_loggers(trainer, path)
-        figures = {name: figure.value for name, figure in record.figures.items() if "_std" not in name}
         line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         words = weights_in_words(trainer, pl_module)
         rank_zero_info(f"Record of the evaluation: {path}")

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
@@ -23,6 +24,7 @@ from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 from lightning_vfs.data.pictures import sample_grid, save_png, with_caption
 from lightning_vfs.evaluation.model import check_model, shots_of
 from lightning_vfs.training.averaging import weights_in_words
+from lightning_vfs.training.nonfinite import why_not_finite
 
 
 class SampleGridCallback(Callback):
@@ -124,7 +126,8 @@ class SampleGridCallback(Callback):
                 "training classes: set it to 'train'."
             )
 
-    def _picture(self, trainer: pl.Trainer, data: SetDataModule, pl_module: Any) -> Tensor:
+    def _picture(self, trainer: pl.Trainer, data: SetDataModule, pl_module: Any) -> Tensor | None:
+        """The grid, uint8 (3, H, W); None, with a warning, if images are not finite: they would be black."""
         condition, total = pl_module.config.encoder.condition, self.num_classes * self.num_images
         support, labels = (None, None) if condition is None else self._rows(data, pl_module)
         batches = pl_module.sample_batches(
@@ -140,7 +143,11 @@ class SampleGridCallback(Callback):
             for batch in batches:
                 images.append(batch.cpu())
                 bar.update(len(batch))
-        return sample_grid(support, torch.cat(images).unflatten(0, (self.num_classes, self.num_images)))
+        generated = torch.cat(images)
+        if not generated.isfinite().all():
+            rank_zero_warn(f"There is no grid, since generated images are not finite; {why_not_finite(pl_module)}.")
+            return None
+        return sample_grid(support, generated.unflatten(0, (self.num_classes, self.num_images)))
 
     def _rows(self, data: SetDataModule, pl_module: Any) -> tuple[Tensor, Tensor]:
         """Supports (r, k, c, h, w) of `num_classes` classes, and the labels (r,) of these."""

@@ -26,10 +26,11 @@ from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, Same
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
-from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationError
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
+from lightning_vfs.training.nonfinite import why_not_finite
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
@@ -139,17 +140,26 @@ class VFSCLI(LightningCLI):
         self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
+        self._check_finite()
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
+        self._check_finite()
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
+
+    def _check_finite(self) -> None:
+        """Raise EvaluationError for figures that are not finite numbers."""
+        figures = self.trainer.callback_metrics
+        broken = [name for name, value in sorted(figures.items()) if not value.isfinite() and "_std" not in name]
+        if broken:
+            raise EvaluationError(f"{', '.join(broken)}: not finite; {why_not_finite(self.model)}.")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -27,6 +27,7 @@ from lightning_vfs.data.folders import support_files
 from lightning_vfs.data.layout import printable
 from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.nonfinite import why_not_finite
 
 GRID, LISTING = "grid.png", "sample.json"
 MOST_IN_GRID = 64
@@ -133,16 +134,9 @@ def _check_finite(generated: Tensor, model: VFSDDPM, done: int) -> None:
     """
     broken = int((~generated.flatten(1).isfinite().all(dim=1)).sum())
     if broken:
-        names = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-        reason = (
-            f"its weights {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} are not finite: use an earlier "
-            "checkpoint"
-            if names
-            else "its weights are finite: they may have diverged"
-        )
         raise EvaluationError(
             f"{broken} of {len(generated)} generated images are not finite, and "
-            f"{f'only the {done} before them were' if done else 'nothing was'} written; {reason}."
+            f"{f'only the {done} before them were' if done else 'nothing was'} written; {why_not_finite(model)}."
         )
 
 

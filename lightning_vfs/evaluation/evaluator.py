@@ -31,6 +31,7 @@ from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
 from lightning_vfs.metrics import glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
 from lightning_vfs.training.device import memory_format
+from lightning_vfs.training.nonfinite import why_not_finite
 from lightning_vfs.training.ranks import gather_objects
 
 if TYPE_CHECKING:
@@ -203,8 +204,7 @@ class Evaluator:
         }
         if shard.rank == 0 and any(math.isnan(figure.value) for figure in figures.values()):
             warnings.warn(
-                "The model generated images that are not finite: their FID is NaN. Its weights may have diverged, or "
-                "the sampler overflows at this precision.",
+                "The model generated images that are not finite, so figures are NaN; " + why_not_finite(model) + ".",
                 stacklevel=3,
             )
         return EvaluationRecord(
@@ -250,7 +250,9 @@ class Evaluator:
 
     def _features_record(self) -> FeaturesRecord:
         if self.features is None:
-            return FeaturesRecord(extractor=None, layers={}, weights_sha256=None, dtype=None, resize=None, rounding=None)
+            return FeaturesRecord(
+                extractor=None, layers={}, weights_sha256=None, dtype=None, resize=None, rounding=None
+            )
         return FeaturesRecord(
             extractor=self.features.name,
             layers=self.features.layers,

@@ -40,7 +40,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def on_first_rank(value: Callable[[], T]) -> T:
-    """`value()`, computed on the first rank alone and sent to the others, as is an exception that it raises. Collective."""
+    """`value()`, computed by the first rank and sent to the others, as is an exception that it raises. Collective."""
     if world_size() == 1:
         return value()
     outcome: list[Any] = [None, None]
