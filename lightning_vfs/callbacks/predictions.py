@@ -42,7 +42,8 @@ class PredictionWriter(Callback):
         folder = self.folder(trainer)
         if not outputs["generated"].isfinite().all():
             raise EvaluationError(
-                f"Generated images are not finite, and pictures of this batch are not written; {why_not_finite(pl_module)}."
+                "Generated images are not finite, and pictures of this batch are not written; "
+                f"{why_not_finite(pl_module)}."
             )
         for index, support, generated in zip(
             outputs["index"].tolist(), outputs["support"], outputs["generated"], strict=True

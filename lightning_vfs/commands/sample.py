@@ -57,8 +57,8 @@ def sample(
 
     Writes `0000.png`, `0001.png`, ... as they are generated, then `grid.png` (the support on the left, and the first
     64 of them), and `sample.json`, which lists them and says how they were made. Pictures that the sample.json of an
-    earlier run in the same folder lists are deleted. The baselines take no support: a class-conditional model generates a training class by its label, an unconditional one
-    any class.
+    earlier run in the same folder lists are deleted. The baselines take no support: a class-conditional model generates
+    a training class by its label, an unconditional one any class.
 
     Args:
         out: folder for the images; made if necessary.

@@ -27,7 +27,7 @@ WARNINGS = 10
 
 
 def why_not_finite(module: nn.Module) -> str:
-    """Why figures or images of a model are not finite, for a message: weights that are not, by name, or that all are."""
+    """Why figures or images of a model are not finite, for a message: the weights that are not, or that all are."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     names = [name for name, value in tensors if not local(value.detach()).isfinite().all()]
     if not names:
