@@ -116,7 +116,7 @@ class Bench:
         if config == "latent.yaml":
             every.append(f"--model.config.latent.autoencoder={self.folder / 'vae'}")
         if config != "imported.yaml":
-            every.append("--model.config.diffusion.timesteps=20")
+            every.append("--model.config.diffusion.timesteps=40")
         self.run("fit", *every, *CONFIGS[config], *beside, *flags, alone=bool(beside))
 
     def run(self, *arguments: str, alone: bool = False) -> None:
