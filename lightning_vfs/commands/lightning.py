@@ -22,13 +22,13 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
+from lightning_vfs.commands import own_model
 from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationError
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
-from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
 
@@ -52,10 +52,11 @@ class VFSCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
+        model_class, args = own_model.own_model(args)
         sys.argv = [before[0], *args]
         try:
             super().__init__(
-                VFSDDPM,
+                model_class,
                 SetDataModule,
                 subclass_mode_data=True,
                 seed_everything_default=0,
@@ -169,6 +170,7 @@ class VFSCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
+        parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)

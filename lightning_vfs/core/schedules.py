@@ -31,8 +31,8 @@ def make_betas(schedule: str, timesteps: int) -> np.ndarray:
         # At a beta of 1 nothing of the image is left, and the noise says nothing about it: a division by zero.
         if betas[-1] >= 1 or betas[0] >= 1:
             raise ConfigError(
-                f"A linear schedule of {timesteps} timesteps has a beta of {max(betas[0], betas[-1]):.4g}, not below 1: "
-                "take at least 21 timesteps (sampling may use fewer steps of them), or the cosine schedule."
+                f"A linear schedule of {timesteps} timesteps has a beta of {max(betas[0], betas[-1]):.4g}, not below "
+                "1: take at least 21 timesteps (sampling may use fewer steps of them), or the cosine schedule."
             )
         return betas
     if schedule == "cosine":
