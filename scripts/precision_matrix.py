@@ -64,7 +64,7 @@ SCALE: dict[str, tuple[str, list[str]]] = {
     "scale/one_node.yaml": ("folders.yaml", ["--trainer.devices=1"]),
     "scale/fsdp.yaml": ("latent.yaml", ["--trainer.devices=2", "--trainer.strategy.init_args.data_parallel_size=2"]),
 }
-"""Configurations that go beside another."""
+"""Configurations that are added to another."""
 
 
 class Bench:

@@ -96,7 +96,7 @@ def omniglot(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Path], None]], Path]:
-    """The repository's configurations beside a user's images."""
+    """The repository's configurations and a user's images."""
 
     def make(images: Callable[[Path], None]) -> Path:
         folder = tmp_path_factory.mktemp("user")
@@ -194,7 +194,7 @@ def run_python_blocks() -> None:
     assert scope["images"].shape == (8, 3, 8, 8)
 
 
-@pytest.mark.slow  # tests/commands/test_ranks.py holds two ranks against one in every run
+@pytest.mark.slow  # tests/commands/test_ranks.py compares two ranks with one in every run
 def test_training_on_two_ranks(user_folder) -> None:
     folder = user_folder(many_classes)
     (line,) = (line for line in COMMANDS if "ddp" in line)

@@ -51,7 +51,7 @@ def plan_of(**options: Any) -> EvaluationPlan:
 
 
 def plain(record: EvaluationRecord) -> dict[str, Any]:
-    """As it is written, but for the time taken."""
+    """As it is written, except the time taken."""
     values = copy.deepcopy(record.to_dict())
     for name in ("generation_seconds", "features_seconds", "distance_seconds"):
         del values["environment"][name]
