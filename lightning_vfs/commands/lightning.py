@@ -22,14 +22,15 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
+from lightning_vfs.commands import own_model
 from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
-from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationError
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
-from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
+from lightning_vfs.training.nonfinite import why_not_finite
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
@@ -51,10 +52,11 @@ class VFSCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
+        model_class, args = own_model.own_model(args)
         sys.argv = [before[0], *args]
         try:
             super().__init__(
-                VFSDDPM,
+                model_class,
                 SetDataModule,
                 subclass_mode_data=True,
                 seed_everything_default=0,
@@ -139,17 +141,26 @@ class VFSCLI(LightningCLI):
         self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
+        self._check_finite()
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
+        self._check_finite()
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
+
+    def _check_finite(self) -> None:
+        """Raise EvaluationError for figures that are not finite numbers."""
+        figures = self.trainer.callback_metrics
+        broken = [name for name, value in sorted(figures.items()) if not value.isfinite() and "_std" not in name]
+        if broken:
+            raise EvaluationError(f"{', '.join(broken)}: not finite; {why_not_finite(self.model)}.")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -159,6 +170,7 @@ class VFSCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
+        parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
