@@ -10,6 +10,8 @@ import torch
 
 from lightning_vfs.cli import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:glyph-cnn sees images")  # a stand-in for Inception
+
 EVALUATE = [
     "--fid.feature_extractor=glyph-cnn", "--fid.num_images=4", "--fid.steps=2", "--fid.splits=[out]",
     "--fid.few_shot_way=null",
