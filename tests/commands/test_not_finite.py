@@ -10,7 +10,10 @@ import torch
 
 from lightning_vfs.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:glyph-cnn sees images")  # a stand-in for Inception
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:glyph-cnn sees images"),  # a stand-in for Inception
+    pytest.mark.filterwarnings("ignore:The model generated images that are not finite"),  # which an error follows
+]
 
 EVALUATE = [
     "--fid.feature_extractor=glyph-cnn", "--fid.num_images=4", "--fid.steps=2", "--fid.splits=[out]",
