@@ -23,6 +23,10 @@ class CheckpointError(VFSError):
     """A file that is not a lightning_vfs checkpoint, is damaged, or holds another model than the configuration."""
 
 
+class UntrustedCodeError(CheckpointError):
+    """A file names code outside of this package, which is imported only if the user has asked for it."""
+
+
 class NonFiniteLossError(VFSError, ArithmeticError):
     """A training step whose loss or gradients are infinite or not a number; raised before it changes a weight."""
 

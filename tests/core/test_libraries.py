@@ -170,6 +170,7 @@ NO_ARRAYS_IN = {
     "random_bits",  # of 64 bits, which JAX has on request alone
     "requests",
     "seeding",
+    "trust",
     "unet",
 }  # nor in configurations
 
