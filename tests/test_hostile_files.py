@@ -19,13 +19,10 @@ from lightning_vfs.interop import from_jax
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.torch_files import load_torch_file
 
-from .hostile import KINDS, cases
+from .hostile import COSTLY, KINDS, cases
 
 SLOW = {"JAX Orbax"}
 """Writing one imports jax."""
-
-COSTLY = {"images", "images, skipped", "checkpoint (.ckpt)", "JAX msgpack", "run's config.yaml", "decoded-image cache"}
-"""Those of which a case takes 0.1 s."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in KINDS])

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -178,9 +179,11 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is not JSON, or larger or nested deeper than any that this package writes.
     """
-    size = path.stat().st_size
-    if size > MOST_JSON:
-        raise ValueError(f"it has {size:,} bytes, and JSON files here have at most {MOST_JSON:,}")
+    status = path.stat()
+    if stat.S_ISFIFO(status.st_mode):
+        raise ValueError("it is a pipe, not a file")  # reading it would wait for whoever writes
+    if status.st_size > MOST_JSON:
+        raise ValueError(f"it has {status.st_size:,} bytes, and JSON files here have at most {MOST_JSON:,}")
     try:
         values = json.loads(path.read_bytes())
     except RecursionError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import safe_open
 
 from lightning_vfs.core.config import VFSConfig
-from lightning_vfs.core.errors import CheckpointError
+from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.core.files import local_path, read_json, replacing
 from lightning_vfs.core.trust import check_architectures
 
@@ -21,10 +21,22 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Write weights and configuration, each under a temporary name first."""
+    """Write weights and configuration, each under a temporary name first.
+
+    Raises:
+        ConfigError: the folder has the config.json of something else.
+    """
     from safetensors.torch import save_file
 
     folder = local_path(folder, "The pretrained folder")
+    if (folder / CONFIG).exists():
+        try:
+            VFSConfig.from_dict(read_json(folder / CONFIG))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{folder / CONFIG} is there already, and is not a lightning_vfs configuration ({error}): name another "
+                "folder, so that it is not overwritten."
+            ) from error
     with replacing(folder / CONFIG) as description, replacing(folder / WEIGHTS) as weights:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}, weights)
         description.write_text(json.dumps(config.to_dict(), indent=2) + "\n")

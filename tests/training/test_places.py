@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_vfs import VFSDDPM, CheckpointError
 from lightning_vfs.callbacks import FIDCallback, SampleGridCallback
 from lightning_vfs.callbacks.predictions import PredictionWriter
+from lightning_vfs.cli import main
 from lightning_vfs.core.errors import ConfigError, DataError, EvaluationError
 from lightning_vfs.core.files import begin_files, local_path, try_folder
 from lightning_vfs.data import FolderSets, GlyphSets, load_support
@@ -98,6 +100,21 @@ def test_what_is_no_url() -> None:
         assert local_path(path, "x") == Path(path)
 
 
+def test_urls_on_the_command_line_are_refused_before_anything_is_made(
+    image_folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "--config=folders", f"--data.root={image_folder}"]
+    logger = "--trainer.logger.init_args.save_dir=s3://bucket/runs"
+    for flags in ([*fit, "--trainer.default_root_dir=memory://x"], [*fit, logger], [*fit, "--ckpt_path=s3://b/x.ckpt"],
+                  ["sample", "--pretrained=gs://b/x", "--support=x", "--out=y"], ["data", "--root=s3://b"],
+                  ["compare", "s3://b/fid.json", "x"], ["convert", "--from_jax=s3://b/x"],
+                  ["evaluate", "--ckpt_path=s3://b/x.ckpt", "--data=GlyphSets"]):  # fmt: skip
+        assert main(flags) == 1, flags
+        assert "not URLs" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 # -- one place ---------------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +184,8 @@ def test_in_fit_records_and_pictures_that_cannot_be_written_are_a_warning(
     callbacks = [
         fid(record=no_folder / "fid.json", save_images=no_folder), SampleGridCallback(1, 2, 1, 1, dirname=no_folder)
     ]  # fmt: skip
-    with pytest.warns(UserWarning, match="cannot be written") as said:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         trainer = fit(tiny_model(), data, folder, *callbacks, ModelCheckpoint(dirpath=folder / "checkpoints"))
     assert trainer.global_step == 2 and "fid[glyph-cnn]/out" in trainer.callback_metrics
     text = " ".join(str(warning.message) for warning in said)
@@ -243,6 +261,30 @@ def test_files_of_an_earlier_run_go_and_those_of_the_user_stay(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "mine.png"]
     with pytest.raises(ConfigError, match=r"holds mine.png, which no earlier run has listed in list.json"):
         begin_files(tmp_path, "list.json", ["mine.png"])
+
+
+def test_the_configuration_of_something_else_is_not_overwritten(tmp_path: Path, tiny_model) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ConfigError, match=r"config.json is there already, and is not a lightning_vfs configuration"):
+        tiny_model().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "config.json").unlink()
+    for _ in range(2):
+        tiny_model().save_pretrained(tmp_path)
+
+
+def test_convert_and_data_overwrite_nothing(tmp_path: Path, image_folder: Path, tiny_model, capsys) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.ckpt").write_text("mine")
+    convert = ["convert", f"--pretrained={tmp_path / 'model'}"]
+    assert main([*convert, "--to=ckpt", f"--out={tmp_path / 'mine.ckpt'}"]) == 1
+    assert main([*convert, f"--out={tmp_path / 'model'}"]) == 1
+    assert capsys.readouterr().err.count("exists already") == 2
+    (tmp_path / "train.png").write_text("mine")
+    data = ["data", f"--root={image_folder}", "--image_size=8", f"--out={tmp_path}"]
+    assert main(data) == 1
+    assert "holds train.png, which no earlier run has listed in data.json" in capsys.readouterr().err
+    assert {(tmp_path / name).read_text() for name in ("mine.ckpt", "train.png")} == {"mine"}
 
 
 def test_a_new_run_in_the_same_folder(tiny_model, data: FolderSets, tmp_path: Path) -> None:
