@@ -110,6 +110,13 @@ def test_json_that_is_deep_or_large(text: str, tmp_path: Path) -> None:
         EvaluationRecord.read(tmp_path / "fid.json")
 
 
+def test_a_message_repeats_no_more_than_a_page_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "fid.json").write_text(json.dumps({"schema": 3, "x" * 10**6: 1}))
+    with pytest.raises(EvaluationError, match=r"x \.\.\. and [\d,]+ more characters$") as raised:
+        EvaluationRecord.read(tmp_path / "fid.json")
+    assert len(str(raised.value)) < 11_000
+
+
 def test_a_safetensors_header_that_declares_more(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4)}, tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()

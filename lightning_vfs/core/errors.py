@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 
+LONGEST = 10_000
+"""Characters of a message: names and values that it repeats may come from a damaged file."""
+
+
 class VFSError(Exception):
     """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        rest = len(message) - LONGEST
+        return message if rest <= 0 else f"{message[:LONGEST]} ... and {rest:,} more characters"
 
 
 class ConfigError(VFSError, ValueError):
