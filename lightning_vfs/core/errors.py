@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 LONGEST = 10_000
 """Characters of a message: names and values that it repeats may come from a damaged file."""
 
