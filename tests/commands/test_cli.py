@@ -232,7 +232,7 @@ def test_predict_writes_a_picture_of_every_test_set(trained, config_file: Path, 
     flags = [f"--ckpt_path={trained()}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--data.eval_sets=3"]
     assert main(["predict", f"--config={config_file}", *flags]) == 0
     pictures = tmp_path / "tiny" / "version_0" / "predictions"
-    assert sorted(p.name for p in pictures.iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    assert sorted(p.name for p in pictures.glob("*.png")) == ["000000.png", "000001.png", "000002.png"]
     with Image.open(pictures / "000000.png") as picture:
         assert picture.width > 6 * 48
 

@@ -169,6 +169,7 @@ NO_ARRAYS_IN = {
     "random_bits",  # of 64 bits, which JAX has on request alone
     "requests",
     "seeding",
+    "trust",
     "unet",
 }  # nor in configurations
 
