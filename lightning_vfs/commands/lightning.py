@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,11 +23,20 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
-from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
+from lightning_vfs.commands.last_checkpoint import (
+    HELP,
+    LAST,
+    LAST_IF_ANY,
+    SameCheckpoint,
+    last_checkpoint,
+    nothing_left,
+)
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
+from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
@@ -68,11 +78,14 @@ class VFSCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
+        except _NothingLeft as finished:
+            rank_zero_info(str(finished))
         finally:
             sys.argv = before
 
     def after_instantiate_classes(self) -> None:
         self._check_mesh()
+        self.model.asked = self._asked
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
 
@@ -165,6 +178,7 @@ class VFSCLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
+        self._seed = "random" if config["seed_everything"] is True else None
         # Set aside: Lightning would let the hyper-parameters of a checkpoint here override all flags.
         self._checkpoint: str | None = config["ckpt_path"]
         config["ckpt_path"] = None
@@ -174,12 +188,22 @@ class VFSCLI(LightningCLI):
         config = self.config[self.subcommand]
         config["trainer"] = _home_expanded(config["trainer"])
         checkpoint = self._read = None
+        self._asked = self._asked_of_run(config)
         if self._checkpoint in (LAST, LAST_IF_ANY):
-            found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
-            self._checkpoint = str(found) if found else None
+            subcommand: str = self.config["subcommand"]
+            found = last_checkpoint(
+                self._checkpoint, subcommand, config["trainer"], lambda: self._fingerprint(config["data"])
+            )
+            self._checkpoint = str(found[0]) if found else None
             if found:
+                reached = nothing_left(found[1], config["trainer"]) if subcommand == "fit" else None
+                if reached is not None:
+                    raise _NothingLeft(
+                        f"This run is finished: {reached} ({found[0]}). To train further, raise that; to train anew, "
+                        "leave --ckpt_path out."
+                    )
                 # Processes that this one starts may look later, when there is a newer one.
-                sys.argv.append(f"--ckpt_path={found}")
+                sys.argv.append(f"--ckpt_path={found[0]}")
         # `best` and `hpc` are found by the trainer; the model's load hook then checks them.
         if self._checkpoint and self._checkpoint not in ("best", "hpc"):
             checkpoint = read_checkpoint(self._checkpoint)
@@ -194,6 +218,20 @@ class VFSCLI(LightningCLI):
         else:
             sets = self._agree_with_weights(config, checkpoint, data).sets
         config["model"]["config"]["sets"] = Namespace(asdict(sets))
+
+    def _asked_of_run(self, config: Namespace) -> Fingerprint:
+        """Parts of the run's fingerprint that the configuration states, before a checkpoint replaces them."""
+        model, data = config["model"], config["data"]
+        may_change = getattr(locate(data["class_path"]), "may_change", SetDataModule.may_change)
+        options = {name: value for name, value in vars(data["init_args"]).items() if name not in may_change}
+        return fingerprint(model["config"].as_dict(), model["optimizer"].as_dict(), options, self._seed)
+
+    def _fingerprint(self, data: Namespace) -> Fingerprint:
+        """The run's whole fingerprint, before anything of the run is built."""
+        parser = ArgumentParser()
+        parser.add_subclass_arguments(SetDataModule, "data")
+        identity = parser.instantiate(Namespace(data=data.clone()))["data"].identity()
+        return fingerprint({}, {}, identity, global_seed()) | self._asked
 
     def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
         """The checkpoint's hyper-parameters become the model's, except for what the user gave.
@@ -253,6 +291,10 @@ def _home_expanded(values: Any) -> Any:
     if isinstance(values, list):
         return [_home_expanded(value) for value in values]
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
+
+
+class _NothingLeft(Exception):
+    """The run that is to be resumed is finished; says why."""
 
 
 class SaveRunConfig(SaveConfigCallback):

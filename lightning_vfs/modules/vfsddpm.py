@@ -22,6 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
+from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
@@ -137,6 +139,16 @@ class VFSDDPM(SetContractModule):
     takes_raw_weights = False
     """From checkpoints with averaged weights, take the raw ones."""
 
+    asked: Fingerprint = {}
+    """Parts of the run's fingerprint as a command asked for them, before a checkpoint replaced them."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What decides the result of the run that the module is trained in; its checkpoints state it."""
+        identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
+        data = identity() if callable(identity) else {}
+        return fingerprint(self.config.to_dict(), self.optimizer_config.to_dict(), data, global_seed()) | self.asked
+
     @property
     def learning_rate(self) -> float:
         """The optimizer's learning rate before its schedule; Lightning's `Tuner.lr_find` sets what it finds."""
@@ -209,6 +221,8 @@ class VFSDDPM(SetContractModule):
             # Lightning does not call callbacks if only weights are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
+        if self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint[FINGERPRINT] = self.fingerprint
         if self._guard.skipped:
             checkpoint["skipped_steps"] = int(self._guard.skipped)
         if self.timestep_sampler is not None:
