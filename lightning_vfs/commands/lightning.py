@@ -78,7 +78,7 @@ class VFSCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
-        except _NothingLeft as finished:
+        except _NothingLeftError as finished:
             rank_zero_info(str(finished))
         finally:
             sys.argv = before
@@ -198,7 +198,7 @@ class VFSCLI(LightningCLI):
             if found:
                 reached = nothing_left(found[1], config["trainer"]) if subcommand == "fit" else None
                 if reached is not None:
-                    raise _NothingLeft(
+                    raise _NothingLeftError(
                         f"This run is finished: {reached} ({found[0]}). To train further, raise that; to train anew, "
                         "leave --ckpt_path out."
                     )
@@ -293,7 +293,7 @@ def _home_expanded(values: Any) -> Any:
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
 
 
-class _NothingLeft(Exception):
+class _NothingLeftError(Exception):
     """The run that is to be resumed is finished; says why."""
 
 

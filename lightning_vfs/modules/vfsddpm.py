@@ -118,6 +118,7 @@ class VFSDDPM(SetContractModule):
             if isinstance(module, NetworkBlock):
                 module.checkpoint_activations = checkpoint_activations
         self.timestep_sampler: LossSecondMoment | None = None
+        self._timesteps_of_step: dict[str, Tensor] | None = None  # its state at the end of the last whole step
         if self.config.diffusion.timestep_sampling == "loss_second_moment":
             self.timestep_sampler = LossSecondMoment(self.config.diffusion.timesteps)
         self.save_hyperparameters(
@@ -139,7 +140,7 @@ class VFSDDPM(SetContractModule):
     takes_raw_weights = False
     """From checkpoints with averaged weights, take the raw ones."""
 
-    asked: Fingerprint = {}
+    asked: Fingerprint | None = None
     """Parts of the run's fingerprint as a command asked for them, before a checkpoint replaced them."""
 
     @property
@@ -147,7 +148,9 @@ class VFSDDPM(SetContractModule):
         """What decides the result of the run that the module is trained in; its checkpoints state it."""
         identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
         data = identity() if callable(identity) else {}
-        return fingerprint(self.config.to_dict(), self.optimizer_config.to_dict(), data, global_seed()) | self.asked
+        return fingerprint(self.config.to_dict(), self.optimizer_config.to_dict(), data, global_seed()) | (
+            self.asked or {}
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -208,6 +211,7 @@ class VFSDDPM(SetContractModule):
         self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
+            self._timesteps_of_step = self.timestep_sampler.state_dict()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the losses that timesteps are drawn by, and the number of skipped steps.
@@ -226,7 +230,8 @@ class VFSDDPM(SetContractModule):
         if self._guard.skipped:
             checkpoint["skipped_steps"] = int(self._guard.skipped)
         if self.timestep_sampler is not None:
-            checkpoint["timestep_sampler"] = self.timestep_sampler.state_dict()
+            # Batches of an unfinished step are trained on again by a run that is resumed.
+            checkpoint["timestep_sampler"] = self._timesteps_of_step or self.timestep_sampler.state_dict()
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -262,6 +267,8 @@ class VFSDDPM(SetContractModule):
                 is noticed one step later.
         """
         self._guard.before_step(self, optimizer)
+        if self.timestep_sampler is not None:
+            self._timesteps_of_step = self.timestep_sampler.state_dict()
 
     def configure_gradient_clipping(
         self,

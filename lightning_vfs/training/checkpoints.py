@@ -75,8 +75,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write under a temporary name in the same folder, then rename."""
-        with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
-            torch.save(checkpoint, file)
+        try:
+            with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+        except BaseException:
+            if Path(path).is_file() and not Path(path).stat().st_size:
+                Path(path).unlink()  # it kept the name free
+            raise
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

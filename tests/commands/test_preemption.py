@@ -130,13 +130,20 @@ def test_without_a_model_checkpoint_it_is_in_the_trainers_root(run, tmp_path: Pa
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_a_checkpoint_that_lacks_gradients_is_warned_of(run, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="The checkpoint of step 1 is written while gradients are accumulated"):
-        by_validation = [
-            "--trainer.callbacks.init_args.every_n_train_steps=null",
-            "--trainer.callbacks.init_args.save_top_k=1",
-        ]
-        assert main(run("odd", "--trainer.val_check_interval=3", "--trainer.max_steps=2", *by_validation)) == 0
+def test_a_checkpoint_saved_within_a_step_resumes_from_the_whole_one_before(
+    run, straight: Path, tmp_path: Path
+) -> None:
+    """Gradients of half a step are in no checkpoint: its batches are trained on again."""
+    validating = [
+        "--trainer.val_check_interval=3", "--trainer.callbacks.init_args.every_n_train_steps=null",
+        "--trainer.callbacks.init_args.save_top_k=1",
+    ]  # fmt: skip
+    assert main(run("straight", *validating)) == 0
+    done = in_a_process([*run("cut", *validating), interrupted(tmp_path, 4, "SIGKILL")])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert step_of(tmp_path / "cut/version_0") == 1
+    assert main([*run("cut", *validating), "--ckpt_path=last"]) == 0
+    assert differences(tmp_path / "straight/version_0", tmp_path / "cut/version_1") == []
 
 
 # -- several processes ------------------------------------------------------------------------------------------------
