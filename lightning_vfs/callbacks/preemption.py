@@ -70,6 +70,7 @@ class PreemptionCheckpoint(Callback):
         self._requeue_signal = _requeue_signal(trainer)
         self._step = 0
         self._whole_step: dict[str, Any] | None = None  # the fit loop's state at the end of the last one
+        self._ended = False  # training is over
         self._changing = False  # the optimizer may be changing the weights
         self._resumed: str | None = None  # this run's own file that it is resumed from
         # Last, after averaging and the bookkeeping of other callbacks: their state is part of the checkpoint.
@@ -104,12 +105,13 @@ class PreemptionCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """With the position from which the run goes on: where it is, or where the last whole step ended."""
-        loop = trainer.fit_loop
         if self._whole_step is None or trainer.global_step != self._step:
             return
-        if trainer.interrupted and trainer.validating:  # type: ignore[attr-defined]
-            repeat_validation(checkpoint["loops"]["fit_loop"])
-        elif trainer.interrupted or batches_of(loop.state_dict()) != batches_of(self._whole_step):  # type: ignore[attr-defined]
+        fit_loop, interrupted = checkpoint["loops"]["fit_loop"], trainer.interrupted  # type: ignore[attr-defined]
+        half = batches_of(fit_loop) != batches_of(self._whole_step)
+        if interrupted and trainer.validating and not half:  # type: ignore[attr-defined]
+            repeat_validation(fit_loop)
+        elif interrupted or half or self._ended:
             checkpoint["loops"]["fit_loop"] = self._whole_step
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -158,6 +160,7 @@ class PreemptionCheckpoint(Callback):
             self._end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ended = True
         ours = [callback for callback in model_checkpoints(trainer) if not callback.save_weights_only]
         unsaved = not any(saved_step(callback) == trainer.global_step for callback in ours)
         wanted = any(c.save_last or (c.save_last is None and unsaved) for c in ours)

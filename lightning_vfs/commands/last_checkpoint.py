@@ -129,7 +129,9 @@ def nothing_left(checkpoint: dict[str, Any], trainer: Namespace) -> str | None:
     if max_epochs is None or max_epochs < 0 or "epoch_progress" not in fit_loop:
         return None
     reopen_unfinished_epoch(fit_loop)
-    epochs = fit_loop["epoch_progress"]["current"]["processed"]
+    epoch = fit_loop["epoch_progress"]["current"]
+    # Saved in its last batch, an epoch is not counted yet.
+    epochs = epoch["started"] if fit_loop["epoch_loop.batch_progress"]["is_last_batch"] else epoch["processed"]
     return f"{epochs} epochs are done, and max_epochs is {max_epochs}" if max_epochs <= epochs else None
 
 
