@@ -21,7 +21,7 @@ from lightning_vfs.core.fingerprint import differences, fingerprint_of_checkpoin
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.training.averaging import averaging_of
 from lightning_vfs.training.host_flag import HostFlag
-from lightning_vfs.training.last_file import claim_names, model_checkpoints, save_last
+from lightning_vfs.training.last_file import claim_names, keep_last_file, model_checkpoints, save_last
 from lightning_vfs.training.resuming import (
     batches_of,
     begin_next_epoch,
@@ -121,6 +121,8 @@ class PreemptionCheckpoint(Callback):
         self._step = self._first_step = trainer.global_step
         interrupt = signal.SIGINT if signal.getsignal(signal.SIGINT) is signal.default_int_handler else None
         self._listen(trainer, signal.SIGTERM, self._requeue_signal, interrupt)
+        if self._resumed is not None:
+            keep_last_file(trainer, self._resumed)
         begin_next_epoch(trainer.fit_loop)
         self._whole_step = trainer.fit_loop.state_dict()
 

@@ -37,6 +37,20 @@ def save_last(trainer: pl.Trainer, resumed: str | None) -> str:
     return path
 
 
+def keep_last_file(trainer: pl.Trainer, resumed: str) -> None:
+    """Have a resumed run go on with its own last file, also if its ModelCheckpoint has other options and no memory."""
+    for callback in model_checkpoints(trainer):
+        folder, name = os.path.split(os.path.realpath(resumed))
+        here = callback.dirpath and os.path.realpath(callback.dirpath) == folder
+        if (
+            callback.save_last
+            and not callback.last_model_path
+            and here
+            and name.startswith(callback.CHECKPOINT_NAME_LAST)
+        ):
+            callback.last_model_path = os.path.join(callback.dirpath, name)  # type: ignore[arg-type]
+
+
 def _in_root(trainer: pl.Trainer) -> ModelCheckpoint:
     """Knows names in the folder that is used without a ModelCheckpoint."""
     callback = ModelCheckpoint(os.path.join(trainer.default_root_dir, "checkpoints"))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from lightning_vfs import VFSDDPM, EMACallback
 from lightning_vfs.callbacks import PreemptionCheckpoint
@@ -45,7 +45,7 @@ class Run:
     sampling: str = "uniform"
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """What a user's code raises."""
 
 
@@ -62,7 +62,7 @@ class Ending(Callback):
             for _ in range(2 if "two" in self.way or "validation" in self.way else 1):
                 os.kill(os.getpid(), signal.SIGTERM if self.way == "sigterm" else signal.SIGINT)
         else:
-            raise Ended
+            raise EndedError
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop.total_batch_idx == self.at and self.way in ("sigterm", "ctrl_c", "two_ctrl_c", "error"):
@@ -89,22 +89,37 @@ class Ending(Callback):
             self._act(trainer)
 
 
-ERRORS = ("error", "error_before_step", "error_after_step", "validation_error", "validation_end_error", "epoch_end_error")
+ERRORS = (
+    "error",
+    "error_before_step",
+    "error_after_step",
+    "validation_error",
+    "validation_end_error",
+    "epoch_end_error",
+)
 SIGNALS = ("sigterm", "ctrl_c", "two_ctrl_c", "validation_ctrl_c")
 WAYS = ("max_steps", "max_epochs", "max_time", "early_stopping", *ERRORS, *SIGNALS)
 
 
 def train(
-    folder: Path, run: Run, way: str | None = None, at: int = 0, resume: Path | None = None, *more: Callback
+    folder: Path,
+    run: Run,
+    way: str | None = None,
+    at: int = 0,
+    resume: Path | None = None,
+    saving: Sequence[ModelCheckpoint] | None = None,
+    more: Callback | None = None,
 ) -> pl.Trainer:
-    """A run of `STEPS` steps, or one that ends before; its checkpoints are in the folder."""
+    """A run of `STEPS` steps, or one that ends before; its checkpoints are in the folder, or where `saving` says."""
     pl.seed_everything(0, verbose=False)
     limits: dict[str, Any] = {"max_steps": STEPS}
+    if saving is None:
+        saving = [ModelCheckpoint(folder, save_last=True, every_n_train_steps=run.every, save_top_k=0)]
     callbacks: list[Callback] = [
         *([Ending(way, at)] if way else []),
         EMACallback(decay=0.9),
-        ModelCheckpoint(folder, save_last=True, every_n_train_steps=run.every, save_top_k=0),
-        *more,
+        *saving,
+        *([more] if more else []),
     ]
     if way == "max_steps":
         limits = {"max_steps": 1 + at // run.accumulate}
@@ -123,10 +138,19 @@ def train(
         split_fractions=(0.5, 0.25, 0.25),
     )  # fmt: skip
     trainer = pl.Trainer(
-        accelerator="cpu", precision=run.precision, accumulate_grad_batches=run.accumulate, logger=False,
-        callbacks=[*callbacks, PreemptionCheckpoint()], num_sanity_val_steps=0, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder, **limits,
-    )  # fmt: skip
+        accelerator="cpu",
+        precision=run.precision,
+        accumulate_grad_batches=run.accumulate,
+        logger=False,
+        callbacks=[*callbacks, PreemptionCheckpoint()],
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_checkpointing=bool(saving),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **limits,
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(callbacks used to create|does not have many workers|fork).*")
         warnings.filterwarnings("ignore", message=".*(LeafSpec|dirpath has changed).*")
@@ -134,10 +158,10 @@ def train(
     return trainer
 
 
-def cut(folder: Path, run: Run, way: str, at: int) -> None:
-    """A run that ends in this way, with the exception or exit that belongs to it."""
-    with suppress(Ended, SystemExit):
-        train(folder, run, way, at)
+def cut(folder: Path, run: Run, way: str | None, at: int, *args: Any, **options: Any) -> None:
+    """A run that ends in this way, with the exception or exit that belongs to it; other arguments as for `train`."""
+    with suppress(EndedError, SystemExit):
+        train(folder, run, way, at, None, *args, **options)
 
 
 def state(path: Path) -> dict[str, Any]:

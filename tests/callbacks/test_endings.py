@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
-from tests.callbacks.endings import ERRORS, SIGNALS, Run, cut, differences, train
+from tests.callbacks.endings import ERRORS, SETS, SIGNALS, Run, cut, differences, train
 
 VALIDATING = Run(val_every=3)
 HALVES = Run(accumulate=2, val_every=3)
@@ -52,3 +55,39 @@ def test_the_last_step_is_saved_and_resumed(straight, tmp_path: Path, run: Run, 
     assert step == 1 or any(not torch.equal(raw[name], averaged[name]) for name in raw)
     train(tmp_path / "resumed", run, resume=last)
     assert differences(straight[run], tmp_path / "resumed/last.ckpt") == []
+
+
+class Trained(Callback):
+    """Global indices of the sets that were trained on, by epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, list[int]] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, out: Any, batch: Any, _: int
+    ) -> None:
+        for index in batch["index"].tolist():
+            self.epochs.setdefault(index // SETS, []).append(index % SETS)
+
+
+@pytest.mark.parametrize(("before", "after", "trained"), [(2, 1, 12), (2, 4, 12), (1, 5, 12), (4, 3, 14)])
+def test_another_batch_size_goes_on_with_the_sets_that_are_left(
+    tmp_path: Path, before: int, after: int, trained: int
+) -> None:
+    """Of an epoch of 14 sets none is left out but those at its end that fill no batch, and none comes twice."""
+    first, second = Trained(), Trained()
+    cut(tmp_path, Run(batch_size=before), "sigterm", 1, more=first)
+    train(tmp_path, Run(batch_size=after), resume=tmp_path / "last.ckpt", more=second)
+    assert first.epochs[0] == list(range(2 * before))
+    assert first.epochs[0] + second.epochs[0] == list(range(trained))
+    if after > 1:  # the 10 steps reach the next epoch, which is whole
+        whole = SETS // after * after
+        assert second.epochs[1] == list(range(min(whole, len(second.epochs[1]))))
+        assert len(second.epochs) == 2 or len(second.epochs[1]) == whole
+
+
+def test_an_epoch_whose_sets_fill_no_batch_of_the_new_size_is_over(tmp_path: Path) -> None:
+    second = Trained()
+    cut(tmp_path, Run(), "sigterm", 5)
+    train(tmp_path, Run(batch_size=4), resume=tmp_path / "last.ckpt", more=second)
+    assert list(second.epochs) == [1, 2] and second.epochs[1] == list(range(12))
