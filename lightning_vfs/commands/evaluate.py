@@ -11,11 +11,14 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
+from lightning_vfs.commands.configurations import configuration_of
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.evaluation.record import FILE_NAME
+from lightning_vfs.training.checkpoints import read_checkpoint
 
 DESCRIPTION = """Evaluate a checkpoint on classes trained on and on classes never trained on, as FIDCallback does.
 
@@ -73,7 +76,8 @@ def _data_of_run(ckpt_path: str | None) -> dict[str, Any]:
     known = "--data GlyphSets, or --data FolderSets --data.root FOLDER"
     if ckpt_path is None:
         raise ConfigError(f"A pretrained folder does not say what data to evaluate on: give {known}.")
-    config = Path(ckpt_path).resolve().parent.parent / "config.yaml"
+    folder = Path(ckpt_path).resolve().parent.parent
+    config = configuration_of(folder, read_checkpoint(ckpt_path).get(FINGERPRINT, {}))
     if not config.is_file():
         raise ConfigError(f"There is no configuration of the run ({config}) to take the data from: give {known}.")
     return yaml.safe_load(config.read_text())["data"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
+from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
     LAST,
@@ -35,6 +37,7 @@ from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.files import replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
@@ -298,23 +301,37 @@ class _NothingLeftError(Exception):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write a run's configuration next to its log, but never overwrite a file that no run wrote.
+    """Write a run's configuration and fingerprint next to its log, but over no file of the user or of another run.
+
+    In a folder that another run has, they are `config-v1.yaml` and `fingerprint-v1.json`.
 
     Raises:
-        ConfigError: there is such a file.
+        ConfigError: there is a `config.yaml` that no run has written.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before Lightning writes it, on every rank; a fast_dev_run writes nothing."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        path = folder / self.config_filename
         if path.is_file() and not path.read_text(errors="replace").startswith(WRITTEN_BY_LIGHTNING):
             raise ConfigError(
                 f"The run's configuration would overwrite {path}, which no run has written: set "
                 "--trainer.default_root_dir FOLDER, or move the file."
             )
+        if stage == "fit":
+            if trainer.is_global_zero:
+                self.config_filename = own_configuration(folder, pl_module.fingerprint).name
+        elif trainer.strategy.broadcast(path.is_file()):
+            return  # it is that of the run that trained here
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
+            with replacing(fingerprint_file(path)) as temporary:
+                temporary.write_text(json.dumps(pl_module.fingerprint, indent=2) + "\n")
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

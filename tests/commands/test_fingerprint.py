@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lightning_vfs.cli import main
+from lightning_vfs.commands.evaluate import _data_of_run
 from lightning_vfs.commands.lightning import VFSCLI
 
 OTHER = {
@@ -118,6 +119,24 @@ def test_a_random_seed_is_no_other_run(command, trained, tmp_path: Path) -> None
     path.parent.mkdir(parents=True)
     shutil.copy(trained("--seed_everything=true"), path)
     assert command("fit", "--trainer.max_steps=9", "--seed_everything=true", "--ckpt_path=last_if_any")[1] is not None
+
+
+def test_runs_of_one_folder_keep_their_configurations(config_file: Path, tmp_path: Path, image_folder: Path) -> None:
+    shared = [f"--config={config_file}", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    other = tmp_path / "other"
+    shutil.copytree(image_folder, other)
+    next(other.rglob("*.png")).unlink()
+    assert main(["fit", *shared, "--trainer.max_steps=1"]) == 0
+    first = (tmp_path / "config.yaml").read_bytes()
+    assert main(["fit", *shared, f"--data.root={other}"]) == 0
+    assert main(["fit", *shared, "--ckpt_path=last", "--trainer.max_steps=3"]) == 0
+    assert main(["validate", *shared, f"--data.root={other}", "--ckpt_path=last"]) == 0
+    steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("checkpoints/*")}
+    assert steps == {"last.ckpt": 3, "last-v1.ckpt": 2}
+    assert sorted(path.name for path in tmp_path.glob("config*")) == ["config-v1.yaml", "config.yaml"]
+    assert b"max_steps: 3" in (tmp_path / "config.yaml").read_bytes() and b"max_steps: 1" in first
+    for name, root in (("last", image_folder), ("last-v1", other)):
+        assert _data_of_run(str(tmp_path / f"checkpoints/{name}.ckpt"))["init_args"]["root"] == str(root)
 
 
 @pytest.mark.parametrize("asked", ["last", "last_if_any"])

@@ -55,7 +55,7 @@ def check_equal(straight: Path, *runs: Path) -> None:
 
 def interrupt(arguments: list[str], status: int) -> None:
     """Run in this process, to the end by an exit with this status."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == status
@@ -75,6 +75,14 @@ def test_sigterm(run, straight: Path, tmp_path: Path, where: str, at: int, step:
     assert saved["global_step"] == saved["callbacks"]["EMACallback"]["latest_update_step"] == step
     assert main([*run("cut"), "--ckpt_path=last"]) == 0
     check_equal(straight, cut, resumed)
+
+
+def test_ctrl_c(run, tmp_path: Path, caplog, capfd) -> None:
+    interrupt([*run("cut"), interrupted(tmp_path, 7, "SIGINT")], 128 + signal.SIGINT)
+    assert "Ctrl-C: the run is saved and ends after this step; again, and it stops at once." in capfd.readouterr().err
+    last = tmp_path / "cut/version_0/checkpoints/last.ckpt"
+    assert f"Ctrl-C: step 5 is saved in {last}, and the run ends. Resume with the same command and" in caplog.text
+    assert step_of(tmp_path / "cut/version_0") == 5
 
 
 def test_the_process_exits_with_143(run, tmp_path: Path) -> None:
