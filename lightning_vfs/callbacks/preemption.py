@@ -63,13 +63,15 @@ class PreemptionCheckpoint(Callback):
     has saved; `resuming.py` has the cases in which Lightning alone would differ.
     """
 
+    _whole_step: dict[str, Any] | None = None  # the fit loop's state at the end of the last one
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._signal: int | None = None
         self._exit_status: int | None = None
         self._reported: HostFlag | None = None
         self._requeue_signal = _requeue_signal(trainer)
         self._step = 0
-        self._whole_step: dict[str, Any] | None = None  # the fit loop's state at the end of the last one
+        self._whole_step = None
         self._ended = False  # training is over
         self._changing = False  # the optimizer may be changing the weights
         self._resumed: str | None = None  # this run's own file that it is resumed from

@@ -211,7 +211,6 @@ class VFSDDPM(SetContractModule):
         self._guard.skipped = checkpoint.get("skipped_steps", 0)
         if self.timestep_sampler is not None and "timestep_sampler" in checkpoint:
             self.timestep_sampler.load_state_dict(checkpoint["timestep_sampler"])
-            self._timesteps_of_step = self.timestep_sampler.state_dict()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the losses that timesteps are drawn by, and the number of skipped steps.
@@ -415,6 +414,8 @@ class VFSDDPM(SetContractModule):
     def on_train_start(self) -> None:
         """After a checkpoint is restored: the optimizer uses this model's settings, not the checkpoint's."""
         self.origin = None
+        if self.timestep_sampler is not None:
+            self._timesteps_of_step = self.timestep_sampler.state_dict()
         scheduler = self.lr_schedulers()
         # A learning rate finder has its own schedule.
         if type(self).configure_optimizers is VFSDDPM.configure_optimizers and isinstance(scheduler, LambdaLR):

@@ -29,7 +29,10 @@ def reopen_unfinished_epoch(fit_loop: dict[str, Any]) -> None:
 def begin_next_epoch(fit_loop: Any) -> None:
     """Resume from the end of an epoch with the next one; called when training starts, with the restored loop."""
     epochs = fit_loop.epoch_progress.current
-    if fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
+    if fit_loop.epoch_loop.batch_progress.total.ready == 0:
+        # Saved before its first step: Lightning would leave out a batch for a validation that has been.
+        fit_loop.epoch_loop.restarting = False
+    elif fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
         # Saved in the last batch: Lightning would neither count the next epoch as begun nor announce it.
         fit_loop.reset_restart_stage()
     elif fit_loop.restarted_on_epoch_end:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from tests.callbacks.endings import ERRORS, SETS, SIGNALS, Run, cut, differences, train
 
 VALIDATING = Run(val_every=3)
-HALVES = Run(accumulate=2, val_every=3)
+HALVES = Run(accumulate=2, val_every=3, sampling="loss_second_moment")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[Run, Path]:
         (VALIDATING, "max_time", 4, 5),
         (VALIDATING, "early_stopping", 0, 3),
         (HALVES, "max_steps", 4, 3),
+        (HALVES, "max_time", 0, 0),
         (HALVES, "max_time", 4, 2),
         *[(VALIDATING, way, 4, {"error_after_step": 5, "epoch_end_error": 7}.get(way, 4)) for way in ERRORS[:3]],
         (VALIDATING, "validation_error", 4, 6),
@@ -51,8 +52,8 @@ def test_the_last_step_is_saved_and_resumed(straight, tmp_path: Path, run: Run, 
     last = tmp_path / "cut/last.ckpt"
     saved = torch.load(last, weights_only=True)
     assert saved["global_step"] == step
-    raw, averaged = saved["current_model_state"], saved["state_dict"]
-    assert step == 1 or any(not torch.equal(raw[name], averaged[name]) for name in raw)
+    raw, averaged = saved.get("current_model_state"), saved["state_dict"]
+    assert step < 2 or any(not torch.equal(raw[name], averaged[name]) for name in raw)
     train(tmp_path / "resumed", run, resume=last)
     assert differences(straight[run], tmp_path / "resumed/last.ckpt") == []
 
