@@ -1,4 +1,4 @@
-"""JAX beside torch, one model in one process: images a second of a training step and of sampling, and their ratios.
+"""JAX and torch, one model in one process: images a second of a training step and of sampling, and their ratios.
 
 Training: the case of train_step.py, float32 in both; in JAX the twin's loss, optax's clipping and AdamW, jitted.
 Sampling: DDIM-50 on the glyph model from one support, and how far the images of the two are apart.

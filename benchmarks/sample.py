@@ -1,7 +1,7 @@
 """Sampling speed: images a second for DDIM-50 on the glyph model, and how often the encoder runs.
 
-The product encodes a support once and repeats the context; beside it, in the same process, the same sampler with the
-support encoded anew at every step for every image.
+The product encodes a support once and repeats the context. In the same process, the same sampler runs with the
+support encoded again at every step for every image.
 
     python benchmarks/sample.py [--device cuda] [--num_images 256] [--out benchmarks/results/sample_cpu.json]
 """

@@ -1,4 +1,4 @@
-"""How time and memory of a training step grow with model, set size, batch and ranks, beside what the shapes predict.
+"""How time and memory of a training step grow with model, set size, batch and ranks, and what the shapes predict.
 
 Around the case of train_step.py (image 32, patch 4, encoder 256 x 3, DiT 384 x 6, 4 sets of 6) one thing at a time is
 changed. A step is loss, backward, gradient clipping and AdamW, not compiled: float32 on one thread of a CPU, bf16
@@ -7,7 +7,7 @@ counted activations with weights, gradients and moments. Every case has processe
 take on a GPU; on a CPU what the process grows by, with an allocator that returns at once what is freed.
 
 Ranks: every rank has the case's batch, and DDP (gloo on a CPU, nccl on GPUs) averages the gradients. In turns, a rank
-alone, as many unconnected processes beside each other (what the machine's shared memory leaves at best), and DDP.
+alone, as many unconnected processes at the same time (what the machine's shared memory leaves at best), and DDP.
 
     python benchmarks/scaling.py [--device cuda] [--ranks 2] [--out benchmarks/results/scaling_cpu.json]
 """
@@ -154,7 +154,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def describe(case: Case, seconds: float, peak: int, rate: float, device: torch.device) -> dict[str, float]:
-    """What was measured of a case beside what its shapes predict, given a rate in FLOP/s."""
+    """What was measured of a case, and what its shapes predict, given a rate in FLOP/s."""
     images = case.sets * case.config.sets.set_size
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     flops = step_flops(case.config, case.sets)

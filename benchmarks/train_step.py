@@ -3,9 +3,9 @@ step, in one process.
 
 Cases: `small` (image 32, patch 4, encoder 256 x 3, DiT 384 x 6), and `dit_b2`, for GPUs: DiT-B/2, 130 million
 parameters, with an encoder of 384 x 6. A step is loss, backward, gradient clipping and AdamW. All are timed in turns,
-so that what else the machine does meets each. The rate of a plain matrix product is measured beside them: it says what
+so that what else the machine does meets each. The rate of a plain matrix product is measured too: it says what
 the machine can do, and which precision pays on it. On a GPU whose rate Lightning knows, model FLOPs utilisation is
-told; --profile prints the operations that take the most time.
+given; --profile prints the operations that take the most time.
 
     python benchmarks/train_step.py [--device cuda] [--case dit_b2] [--sets 4] [--profile]
                                     [--out benchmarks/results/train_step_cpu.json]

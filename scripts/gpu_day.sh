@@ -12,7 +12,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "gpu_day: there is no CUDA device." >&2; exit 1; }
 
-# Runs a part for so many seconds at most; its output, exit status and time go to the JSON.
+# Runs a part for at most this many seconds; its output, exit status and time go to the JSON.
 part() {
     local name=$1 limit=$2 start=$SECONDS
     shift 2

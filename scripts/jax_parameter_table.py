@@ -15,7 +15,7 @@ from lightning_vfs.interop.models import shapes_of
 PAGE = Path(__file__).parents[1] / "docs" / "jax.md"
 BEGIN, END = "<!-- parameters: scripts/jax_parameter_table.py -->\n", "<!-- end of parameters -->\n"
 
-# One layer of each kind, and sizes that differ, so that every number in the table can be told.
+# One layer of each kind, and sizes that differ, so that each number in the table is unique.
 SETS = SetConfig(set_size=6, image_size=32, channels=3)
 SIZES = {"dim": 256, "depth": 1, "heads": 4, "dim_head": 56, "mlp_ratio": 3.0, "patch_size": 4}
 DENOISER = DenoiserConfig(dim=384, depth=1, heads=6, patch_size=2, film="concat", normalize_condition=True)

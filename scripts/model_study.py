@@ -216,7 +216,7 @@ def _cells(figures: dict[str, float]) -> str:
 
 
 def picture(grids: dict[str, Image.Image], columns: int = 3) -> Image.Image:
-    """The grids beside each other, each below its name."""
+    """The grids side by side, each below its name."""
     width, height = (max(size) for size in zip(*(grid.size for grid in grids.values()), strict=True))
     font = ImageFont.load_default(size=18)
     rows = -(-len(grids) // columns)

@@ -64,7 +64,7 @@ SCALE: dict[str, tuple[str, list[str]]] = {
     "scale/one_node.yaml": ("folders.yaml", ["--trainer.devices=1"]),
     "scale/fsdp.yaml": ("latent.yaml", ["--trainer.devices=2", "--trainer.strategy.init_args.data_parallel_size=2"]),
 }
-"""Configurations that go beside another."""
+"""Configurations that are added to another."""
 
 
 class Bench:
@@ -116,7 +116,7 @@ class Bench:
         if config == "latent.yaml":
             every.append(f"--model.config.latent.autoencoder={self.folder / 'vae'}")
         if config != "imported.yaml":
-            every.append("--model.config.diffusion.timesteps=20")
+            every.append("--model.config.diffusion.timesteps=40")
         self.run("fit", *every, *CONFIGS[config], *beside, *flags, alone=bool(beside))
 
     def run(self, *arguments: str, alone: bool = False) -> None:

@@ -1,7 +1,7 @@
 """What a training step hands to the device, and how often the host reads a tensor: tables of docs/scaling.md.
 
 Operations are counted by a dispatch mode, in a real step of each configuration at full size with one set, views apart;
-one on a list of tensors counts once. The average by Lightning's EMAWeightAveraging is counted beside ours. Reads of
+one on a list of tensors counts once. The average by Lightning's EMAWeightAveraging is counted too. Reads of
 tensors on the host are counted in a run with the command line's callbacks on two ranks.
 
     python scripts/step_counts.py [--write]
@@ -63,7 +63,7 @@ def model_of(name: str) -> VFSDDPM:
 
 
 class Parts(Callback):
-    """Tells the counter where a step is; the last of the callbacks but for the average."""
+    """Tells the counter where a step is; the last callback except the average."""
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations

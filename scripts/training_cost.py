@@ -7,7 +7,7 @@ Flags that are not the script's own are those of `lightning-vfs fit`, and stand 
 the longer of these:
 
 - the device: counted operations at a share (MFU) of the peak rate; after it the gradients' exchange in a ring, at the
-  slower share as if nothing of it overlapped, at the faster as if all did;
+  slower share if nothing overlapped, at the faster one if everything did;
 - the host, unless the model is compiled: a time for every operation that it starts.
 
 Without a configuration it writes the tables of docs/scaling.md, of what benchmarks/scaling.py measured and of the runs
@@ -103,7 +103,7 @@ def pairs(flags: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def on_ranks(run: Run, ranks: int, machine: Machine) -> dict[str, str]:
-    """A row of the table: what the run takes on so many ranks."""
+    """A row of the table: what the run takes on this number of ranks."""
     if run.sets % ranks:
         sys.exit(f"{run.sets} sets a step cannot be shared by {ranks} ranks: give another --data.batch_size.")
     sets, weights = run.sets // ranks, 4 * run.parameters
@@ -139,7 +139,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def calculated(ranks: Sequence[int], machine: Machine) -> str:
-    """What the runs take on so many ranks."""
+    """What the runs take on this number of ranks."""
     rows, models = [], []
     for name, (path, flags) in RUNS.items():
         run = read(ROOT / path, flags)

@@ -40,7 +40,7 @@ def _parent(number: int) -> subprocess.Popen[str]:
 def run_together(
     commands: Sequence[Sequence[object]], environments: Iterable[Mapping[str, str]]
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run `python <command>` for each command at once, with this environment and what is given beside it, to the end.
+    """Run `python <command>` for each command at once, with this environment and what is added to it, to the end.
 
     A command is `-m <module> <argument>...` or `<script> <argument>...`.
     """

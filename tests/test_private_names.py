@@ -322,7 +322,7 @@ def private_names(tree: ast.Module, own: set[str]) -> Iterator[str]:
 
 
 def overridden(module: ModuleType) -> Iterator[str]:
-    """Private methods and properties of other libraries' classes that a module's classes have anew."""
+    """Private methods and properties of other libraries' classes that a module's classes redefine."""
     for kind in vars(module).values():
         if isinstance(kind, type) and kind.__module__ == module.__name__:
             foreign = [base for base in kind.__mro__ if not base.__module__.startswith("lightning_vfs")]

@@ -65,7 +65,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=True)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     run(programs / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=folder)
-    # Only now: beside an installed lightning_vfs, pip would leave the wheel out.
+    # Only now: where lightning_vfs is installed already, pip would leave the wheel out.
     site = run(programs / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return programs

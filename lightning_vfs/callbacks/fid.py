@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.callbacks.evaluation import evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
+from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
@@ -25,6 +27,7 @@ from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import INCEPTION
 from lightning_vfs.metrics.fidelity import FidelityOptions
 from lightning_vfs.training.averaging import averaging_of, weights_in_words
+from lightning_vfs.training.nonfinite import why_not_finite
 
 
 class FIDCallback(Callback):
@@ -48,9 +51,10 @@ class FIDCallback(Callback):
     Args:
         every_n_epochs: evaluate at every validation of each n-th epoch of training, or never.
         every_n_steps: evaluate after every n-th optimizer step, too.
-        metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`).
+        metrics: of `fid`, `kid`, `isc` (Inception score) and `prc` (logged as `precision` and `recall`); none for the
+            variational bound alone, which needs no extractor and no generated images.
         num_images: images to generate per split, at least 2.
-        num_real_images: real images per split, drawn by seed; None for all.
+        num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
         sampler: `ddim`, `ddpm` or `dpmpp_2m`.
@@ -75,7 +79,7 @@ class FIDCallback(Callback):
     Raises:
         ConfigError: an option is out of range.
         EvaluationError: no SetDataModule, too few images or classes, no weights for the extractor, or what this model
-            cannot do; before training.
+            cannot do; before training. Without training, figures that are not finite.
         SetSizeMismatchError: the data has sets of another size than the weights; before training.
     """
 
@@ -190,15 +194,21 @@ class FIDCallback(Callback):
         weights = _model_record(trainer, pl_module)
         with evaluating(trainer, pl_module):
             record = self._evaluator.evaluate(pl_module, shard, weights, str(trainer.precision))
+        figures = {name: figure.value for name, figure in record.figures.items() if "_std" not in name}
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        if broken and trainer.state.fn != TrainerFn.FITTING:
+            raise EvaluationError(
+                f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
+            )
         path = _record_path(self.record, trainer)
         if trainer.is_global_zero:
             record.write(path)
             _tell_loggers(trainer, path)
-        figures = {name: figure.value for name, figure in record.figures.items() if "_std" not in name}
         line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         words = weights_in_words(trainer, pl_module)
         rank_zero_info(f"Record of the evaluation: {path}")
-        rank_zero_info(f"{self.plan.num_images} generated images a split, {words}: {line}")
+        made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
+        rank_zero_info(f"{made}, {words}: {line}")
         return figures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs.callbacks.evaluation import evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 from lightning_vfs.data.pictures import sample_grid, save_png, with_caption
 from lightning_vfs.evaluation.model import check_model, shots_of
 from lightning_vfs.training.averaging import weights_in_words
+from lightning_vfs.training.nonfinite import why_not_finite
 
 
 class SampleGridCallback(Callback):
@@ -43,6 +46,7 @@ class SampleGridCallback(Callback):
         seed: draws classes, supports and noise.
         split: `train`, `val` or `test`; `train` for a class-conditional model.
         dirname: folder of the pictures; default is `samples` in the logger's folder, or in the trainer's root.
+        batch_size: images that are generated at a time; no effect on the images.
 
     Raises:
         ConfigError: an option is out of range.
@@ -61,6 +65,7 @@ class SampleGridCallback(Callback):
         seed: int = 0,
         split: Split = "test",
         dirname: str | os.PathLike[str] | None = None,
+        batch_size: int = 64,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"SampleGridCallback.split is {split!r}; allowed: {', '.join(map(repr, SPLITS))}.")
@@ -71,7 +76,8 @@ class SampleGridCallback(Callback):
         self.seed = seed
         self.split: Split = split
         self.dirname = dirname
-        check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images")
+        self.batch_size = batch_size
+        check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images", "batch_size")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict":
@@ -104,7 +110,7 @@ class SampleGridCallback(Callback):
         self._check(pl_module, data)
         folder = Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "samples")
         with evaluating(trainer, pl_module):
-            grid = self._picture(data, pl_module) if trainer.is_global_zero else None
+            grid = self._picture(trainer, data, pl_module) if trainer.is_global_zero else None
         if grid is None:
             return
         grid = with_caption(grid, weights_in_words(trainer, pl_module))
@@ -120,16 +126,28 @@ class SampleGridCallback(Callback):
                 "training classes: set it to 'train'."
             )
 
-    def _picture(self, data: SetDataModule, pl_module: Any) -> Tensor:
-        draw = partial(pl_module.sample, sampling=self.sampling, seed=self.seed)
-        condition = pl_module.config.encoder.condition
-        if condition is None:
-            images = draw(num_images=self.num_classes * self.num_images)
-            return sample_grid(None, images.unflatten(0, (self.num_classes, self.num_images)))
-        support, labels = self._rows(data, pl_module)
-        if condition == "label":
-            return sample_grid(support, draw(label=labels, num_images=self.num_images))
-        return sample_grid(support, draw(support.to(pl_module.device), num_images=self.num_images))
+    def _picture(self, trainer: pl.Trainer, data: SetDataModule, pl_module: Any) -> Tensor | None:
+        """The grid, uint8 (3, H, W); None, with a warning, if images are not finite: they would be black."""
+        condition, total = pl_module.config.encoder.condition, self.num_classes * self.num_images
+        support, labels = (None, None) if condition is None else self._rows(data, pl_module)
+        batches = pl_module.sample_batches(
+            support=support if condition == "support" else None,
+            label=labels if condition == "label" else None,
+            num_images=total if condition is None else self.num_images,
+            sampling=self.sampling,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        images, hidden = [], trainer.progress_bar_callback is None
+        with closing(progress("Sample grid", total, "images", unit="image", disable=hidden)) as bar:
+            for batch in batches:
+                images.append(batch.cpu())
+                bar.update(len(batch))
+        generated = torch.cat(images)
+        if not generated.isfinite().all():
+            rank_zero_warn(f"There is no grid, since generated images are not finite; {why_not_finite(pl_module)}.")
+            return None
+        return sample_grid(support, generated.unflatten(0, (self.num_classes, self.num_images)))
 
     def _rows(self, data: SetDataModule, pl_module: Any) -> tuple[Tensor, Tensor]:
         """Supports (r, k, c, h, w) of `num_classes` classes, and the labels (r,) of these."""

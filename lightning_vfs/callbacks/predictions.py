@@ -10,7 +10,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.data.pictures import sample_grid, save_png
+from lightning_vfs.training.nonfinite import why_not_finite
 
 
 class PredictionWriter(Callback):
@@ -20,6 +22,9 @@ class PredictionWriter(Callback):
 
     Args:
         dirname: folder of the pictures; default is `predictions` in the logger's folder, or in the trainer's root.
+
+    Raises:
+        EvaluationError: generated images are not finite.
     """
 
     def __init__(self, dirname: str | os.PathLike[str] | None = None) -> None:
@@ -35,6 +40,11 @@ class PredictionWriter(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: dict[str, Tensor], *_: Any
     ) -> None:
         folder = self.folder(trainer)
+        if not outputs["generated"].isfinite().all():
+            raise EvaluationError(
+                "Generated images are not finite, and pictures of this batch are not written; "
+                f"{why_not_finite(pl_module)}."
+            )
         for index, support, generated in zip(
             outputs["index"].tolist(), outputs["support"], outputs["generated"], strict=True
         ):

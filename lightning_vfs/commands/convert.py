@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from jsonargparse import auto_cli
 
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.interop.jax import read_jax, write_jax
 from lightning_vfs.interop.lightning_state import read_lightning, write_lightning
 from lightning_vfs.interop.models import model_of
@@ -57,6 +58,7 @@ def convert(
     else:
         model = VFSDDPM.from_pretrained(str(pretrained))
         state = TrainingState(model.config, arrays(model.state_dict()))
+    _check_finite(state, str(source))
     write: dict[str, Callable[[TrainingState, Path], None]] = {
         "pretrained": lambda state, path: model_of(state, not raw and state.averaged is not None).save_pretrained(path),
         "ckpt": write_lightning,
@@ -65,6 +67,22 @@ def convert(
     }
     write[to](state, target)
     print(f"{target}: {_description(state, to, raw)}")
+
+
+def _check_finite(state: TrainingState, source: str) -> None:
+    """Refuse weights that are not finite numbers.
+
+    Raises:
+        CheckpointError: there are such weights; the message names them.
+    """
+    weights = [("", state.weights), ("averaged ", state.averaged or {})]
+    broken = [of + name for of, tensors in weights for name, value in tensors.items() if not np.isfinite(value).all()]
+    if broken:
+        more = ", ..." if len(broken) > 3 else ""
+        raise CheckpointError(
+            f"The weights {', '.join(broken[:3])}{more} in {source} are not finite: the run has diverged. Convert an "
+            "earlier checkpoint."
+        )
 
 
 def _read_json(path: str) -> dict[str, Any]:

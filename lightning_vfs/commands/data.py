@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
@@ -40,7 +43,6 @@ def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
         picture = sample_grid(images.float(episodes.supports[rows]), images.float(episodes.targets[rows])[:, None])
         save_png(picture, out / f"{split}.png")
         print(f"{split}: {out / f'{split}.png'} has {len(rows)} classes, each with a support and the held-out image")
-    print(f"Train on it with: lightning-vfs fit --config configs/folders.yaml --data.root {data.root}")
 
 
 def _sizes(counts: np.ndarray) -> str:
@@ -56,4 +58,13 @@ def run(args: list[str]) -> None:
     parser.add_class_arguments(FolderSets, None, help="The data, as --data.root and so on give it to `fit`.")
     options = vars(parser.parse_args(args))
     out, num_classes = Path(options.pop("out")).expanduser(), options.pop("num_classes")
+    defaults = vars(parser.get_defaults())
     show(FolderSets(**options), out, num_classes)
+    given = {name: value for name, value in options.items() if value != defaults[name]}
+    flags = " ".join(f"--data.{name} {shlex.quote(_plain(value))}" for name, value in given.items())
+    print(f"Train on it with: lightning-vfs fit --config folders {flags}")
+
+
+def _plain(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -24,6 +25,7 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
+from lightning_vfs.commands import own_model
 from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
@@ -36,13 +38,14 @@ from lightning_vfs.commands.last_checkpoint import (
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
-from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationError
 from lightning_vfs.core.files import replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
+from lightning_vfs.training.nonfinite import why_not_finite
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
@@ -64,10 +67,11 @@ class VFSCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
+        self._model_class, args = own_model.own_model(args)
         sys.argv = [before[0], *args]
         try:
             super().__init__(
-                VFSDDPM,
+                self._model_class,
                 SetDataModule,
                 subclass_mode_data=True,
                 seed_everything_default=0,
@@ -155,17 +159,26 @@ class VFSCLI(LightningCLI):
         self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
+        self._check_finite()
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
+        self._check_finite()
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
+
+    def _check_finite(self) -> None:
+        """Raise EvaluationError for figures that are not finite numbers."""
+        figures = self.trainer.callback_metrics
+        broken = [name for name, value in sorted(figures.items()) if not value.isfinite() and "_std" not in name]
+        if broken:
+            raise EvaluationError(f"{', '.join(broken)}: not finite; {why_not_finite(self.model)}.")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -175,6 +188,7 @@ class VFSCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
+        parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
@@ -227,14 +241,16 @@ class VFSCLI(LightningCLI):
         model, data = config["model"], config["data"]
         may_change = getattr(locate(data["class_path"]), "may_change", SetDataModule.may_change)
         options = {name: value for name, value in vars(data["init_args"]).items() if name not in may_change}
-        return fingerprint(model["config"].as_dict(), model["optimizer"].as_dict(), options, self._seed)
+        own = {name: value for name, value in vars(model).items() if name not in signature(VFSDDPM).parameters}
+        kind = {"class": f"{self._model_class.__module__}.{self._model_class.__qualname__}", **own}
+        return fingerprint(kind, model["config"].as_dict(), model["optimizer"].as_dict(), options, self._seed)
 
     def _fingerprint(self, data: Namespace) -> Fingerprint:
         """The run's whole fingerprint, before anything of the run is built."""
         parser = ArgumentParser()
         parser.add_subclass_arguments(SetDataModule, "data")
         identity = parser.instantiate(Namespace(data=data.clone()))["data"].identity()
-        return fingerprint({}, {}, identity, global_seed()) | self._asked
+        return fingerprint({}, {}, {}, identity, global_seed()) | self._asked
 
     def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
         """The checkpoint's hyper-parameters become the model's, except for what the user gave.

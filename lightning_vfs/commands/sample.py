@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +16,22 @@ from torch import Tensor
 
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.core import requests
+from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import make_room, replacing
+from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
 from lightning_vfs.data.folders import support_files
 from lightning_vfs.data.layout import printable
 from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.nonfinite import why_not_finite
 
 GRID, LISTING = "grid.png", "sample.json"
+MOST_IN_GRID = 64
+"""Generated images that the grid shows."""
 
 
 def sample(
@@ -41,16 +48,17 @@ def sample(
     guidance_scale: float = 1.0,
     guidance_interval: tuple[int, int] | None = None,
     seed: int = 0,
+    batch_size: int = 64,
     device: str = "auto",
     framework: Literal["torch", "jax"] = "torch",
     raw: bool = False,
 ) -> None:
     """Generate images of the class that a folder of images shows.
 
-    Writes `0000.png`, `0001.png`, ..., `grid.png` (the support on the left) and `sample.json`, which lists them and
-    says how they were made. Pictures that the sample.json of an earlier run in the same folder lists are deleted. The
-    baselines take no support: a class-conditional model generates a training class by its label, an unconditional one
-    any class.
+    Writes `0000.png`, `0001.png`, ... as they are generated, then `grid.png` (the support on the left, and the first
+    64 of them), and `sample.json`, which lists them and says how they were made. Pictures that the sample.json of an
+    earlier run in the same folder lists are deleted. The baselines take no support: a class-conditional model generates
+    a training class by its label, an unconditional one any class.
 
     Args:
         out: folder for the images; made if necessary.
@@ -68,12 +76,13 @@ def sample(
         guidance_interval: first timestep that is guided, and the first above it that no longer is, such as [200, 800];
             all by default.
         seed: seed of the noise.
+        batch_size: images that are generated at a time; no effect on the images.
         device: auto, cpu, cuda, cuda:1, ...; for torch only, JAX uses all devices that it finds.
         framework: torch or jax; the images are the same, to rounding.
         raw: use the checkpoint's raw weights instead of the averaged ones.
     """
-    if num_images < 1:
-        raise ConfigError(f"--num_images is {num_images}; it must be at least 1.")
+    check_whole_number("--num_images", num_images, 1)
+    check_whole_number("--batch_size", batch_size, 1)
     if framework == "jax" and device != "auto":
         raise ConfigError(f"--device {device} is torch's; JAX uses all devices that it finds (JAX_PLATFORMS chooses).")
     sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
@@ -88,39 +97,46 @@ def sample(
     earlier = make_room(folder, LISTING, [*names, GRID])
     draw = _with_jax if framework == "jax" else _with_torch
     how = {"num_images": num_images, "label": label, "seed": seed}
-    generated = draw(model, device, images, how | {"sampling": sampling})
-    _check_finite(generated, model)
-    for file in earlier:
-        file.unlink(missing_ok=True)
-    with replacing(folder / LISTING) as listing:
-        options = how | asdict(sampling)
-        options |= {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
-        listing.write_text(json.dumps({"files": [*names, GRID], "sampling": options}, indent=2) + "\n")
-    for name, image in zip(names, to_uint8(generated), strict=True):
-        save_png(image, folder / name)
-    save_png(_picture(images, generated), folder / GRID)
+    options = how | asdict(sampling)
+    options |= {"support": support, "ckpt_path": ckpt_path, "pretrained": pretrained, "weights": model.origin}
+    shown: list[Tensor] = []
+    done = 0
+    with closing(progress("Sampling", num_images, "images", unit="image")) as bar:
+        for generated in draw(model, device, images, how | {"sampling": sampling, "batch_size": batch_size}):
+            _check_finite(generated, model, done)
+            if not done:
+                for file in earlier:
+                    file.unlink(missing_ok=True)
+                with replacing(folder / LISTING) as listing:
+                    listing.write_text(json.dumps({"files": [*names, GRID], "sampling": options}, indent=2) + "\n")
+            for name, image in zip(names[done:], to_uint8(generated), strict=False):
+                save_png(image, folder / name)
+            if done < MOST_IN_GRID:
+                shown.append(generated[: MOST_IN_GRID - done])
+            done += len(generated)
+            bar.update(len(generated))
+    save_png(_picture(images, torch.cat(shown)), folder / GRID)
     of_support = "" if images is None else f" of {len(images)} support images"
     whose = "" if model.origin is None else f" ({model.origin})"
     print(f"{num_images} images and grid.png{of_support}: {folder}{whose}")
 
 
-def _check_finite(generated: Tensor, model: VFSDDPM) -> None:
+def _check_finite(generated: Tensor, model: VFSDDPM, done: int) -> None:
     """Refuse non-finite images, which would be written as black ones.
+
+    Args:
+        generated: images (m, c, h, w).
+        model: for the reason.
+        done: images that were written before these.
 
     Raises:
         EvaluationError: there are such images.
     """
     broken = int((~generated.flatten(1).isfinite().all(dim=1)).sum())
     if broken:
-        names = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-        reason = (
-            f"its weights {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} are not finite: use an earlier "
-            "checkpoint"
-            if names
-            else "its weights are finite: they may have diverged"
-        )
         raise EvaluationError(
-            f"{broken} of {len(generated)} generated images are not finite, and nothing was written; {reason}."
+            f"{broken} of {len(generated)} generated images are not finite, and "
+            f"{f'only the {done} before them were' if done else 'nothing was'} written; {why_not_finite(model)}."
         )
 
 
@@ -167,14 +183,20 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
             raise ConfigError(f"--label is {label}. {error}") from None
 
 
-def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Tensor:
+def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Iterator[Tensor]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model.use_device(torch.device(device))
-    return model.to(device).eval().sample(images, **how).cpu()
+    try:
+        for generated in model.to(device).eval().sample_batches(images, **how):
+            yield generated.cpu()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{how['batch_size']} images at a time do not fit {device}'s memory: set --batch_size below that."
+        ) from error
 
 
-def _with_jax(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Tensor:
+def _with_jax(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Iterator[Tensor]:
     try:
         import jax
 
@@ -182,8 +204,8 @@ def _with_jax(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str,
     except ImportError as error:
         raise ConfigError("--framework jax needs jax and flax: pip install 'lightning_vfs[jax]'.") from error
     support: Any = None if images is None else images.numpy()
-    generated = FlaxVFSDDPM.from_torch(model).sample(support, **how, devices=jax.devices())
-    return torch.from_numpy(np.array(generated))
+    for generated in FlaxVFSDDPM.from_torch(model).sample_batches(support, **how, devices=jax.devices()):
+        yield torch.from_numpy(np.array(generated))
 
 
 def _picture(support: Tensor | None, generated: Tensor, per_row: int = 8) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from numbers import Integral
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning_vfs.core.errors import ConfigError
@@ -58,7 +59,7 @@ def check_whole_number(name: str, value: Any, minimum: int, or_none: bool = Fals
     """Raise ConfigError for an option that is not a whole number of at least `minimum` (or None)."""
     if value is None and or_none:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
         raise ConfigError(
             f"{name} is {value!r}; it must be a whole number of at least {minimum}{', or null' if or_none else ''}."
         )

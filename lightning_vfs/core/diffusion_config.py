@@ -37,7 +37,7 @@ class DiffusionConfig:
             (`loss_second_moment`), each weighted so that the expected loss stays the same.
 
     Raises:
-        ConfigError: a value is not allowed, or the schedule has a beta above 1 (with the smallest number of
+        ConfigError: a value is not allowed, or the schedule has a beta of 1 or above (with the smallest number of
             timesteps that works).
     """
 

@@ -14,9 +14,16 @@ Fingerprint = dict[str, Any]
 KEY = "fingerprint"
 """Where a checkpoint has it."""
 
+VFSDDPM = "lightning_vfs.modules.vfsddpm.VFSDDPM"
+"""Class of the models of checkpoints that name none."""
+
 
 def fingerprint(
-    config: Mapping[str, Any], optimizer: Mapping[str, Any], data: Mapping[str, Any], seed: Any = None
+    model: Mapping[str, Any],
+    config: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    data: Mapping[str, Any],
+    seed: Any = None,
 ) -> Fingerprint:
     """The fingerprint of a run; without a seed, that of what is known.
 
@@ -24,6 +31,7 @@ def fingerprint(
     compilation), how long it trains, and what it logs, saves and evaluates.
 
     Args:
+        model: its class, and arguments that only this class has.
         config: of the model, plain values.
         optimizer: its options.
         data: what decides the sets that are drawn; it states what the model's configuration takes from the data.
@@ -32,6 +40,7 @@ def fingerprint(
     parts = {
         **{f"data.{name}": value for name, value in data.items()},
         **({} if seed is None else {"seed": seed}),
+        **{f"model.{name}": value for name, value in model.items()},
         **{
             f"model.config.{part}.{name}": value
             for part, values in config.items()
@@ -52,7 +61,7 @@ def fingerprint_of_checkpoint(checkpoint: Mapping[str, Any]) -> Fingerprint:
     config = VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]).to_dict()
     optimizer = checkpoint["hyper_parameters"].get("optimizer", {})
     data = {field: config["sets"][field] for field in DATA_FIELDS}
-    return fingerprint(config, optimizer, data) | checkpoint.get(KEY, {})
+    return fingerprint({"class": VFSDDPM}, config, optimizer, data) | checkpoint.get(KEY, {})
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[str]:

@@ -20,18 +20,19 @@ def make_betas(schedule: str, timesteps: int) -> np.ndarray:
     clipped at 0.999.
 
     Returns:
-        float64 array (timesteps,), each in (0, 1].
+        float64 array (timesteps,), each in (0, 1).
 
     Raises:
-        ConfigError: the schedule is unknown, or has a beta above 1; the message gives the smallest T that works.
+        ConfigError: the schedule is unknown, or has a beta of 1 or above; the message gives the smallest T that works.
     """
     if schedule == "linear":
         scale = 1000 / timesteps
         betas = np.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=np.float64)
-        if betas[-1] > 1 or betas[0] > 1:
+        # At a beta of 1 nothing of the image is left, and the noise says nothing about it: a division by zero.
+        if betas[-1] >= 1 or betas[0] >= 1:
             raise ConfigError(
-                f"A linear schedule of {timesteps} timesteps has a beta of {max(betas[0], betas[-1]):.4g}, above 1: "
-                "take at least 20 timesteps (sampling may use fewer steps of them), or the cosine schedule."
+                f"A linear schedule of {timesteps} timesteps has a beta of {max(betas[0], betas[-1]):.4g}, not below "
+                "1: take at least 21 timesteps (sampling may use fewer steps of them), or the cosine schedule."
             )
         return betas
     if schedule == "cosine":

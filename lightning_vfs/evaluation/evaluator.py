@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.data.glyphs import GlyphSets
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.evaluation.model import check_model, model_record, shots_of, undisturbed
 from lightning_vfs.evaluation.plan import SPLITS, EvaluationPlan
@@ -27,8 +28,10 @@ from lightning_vfs.evaluation.record import (
 )
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
+from lightning_vfs.metrics import glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
 from lightning_vfs.training.device import memory_format
+from lightning_vfs.training.nonfinite import why_not_finite
 from lightning_vfs.training.ranks import gather_objects
 
 if TYPE_CHECKING:
@@ -104,13 +107,22 @@ class Evaluator:
 
     def __init__(self, plan: EvaluationPlan, data: SetDataModule) -> None:
         self.plan, self.data = plan, data
-        self.features = ImageFeatures(plan.feature_extractor, plan.metrics, plan.weights_path)
+        self.features: ImageFeatures | None = None
+        if plan.metrics:
+            self.features = ImageFeatures(plan.feature_extractor, plan.metrics, plan.weights_path)
         self.splits = {
             name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan) for name in plan.splits
         }
         if not isinstance(plan.per_class, bool):
             check_class_names(plan.per_class, list(self.splits.values()))
         self.ways, self.notes = self._possible_ways()
+        if self.features is not None and self.features.name == glyph_cnn.NAME and not isinstance(data, GlyphSets):
+            note = (
+                f"{glyph_cnn.NAME} sees images as 16 x 16 in grey and knows only the built-in glyphs: of other images "
+                "its figures say little."
+            )
+            warnings.warn(note, stacklevel=3)
+            self.notes += (note,)
         for evaluation in self.splits.values():
             evaluation.ways = self.ways
 
@@ -192,8 +204,7 @@ class Evaluator:
         }
         if shard.rank == 0 and any(math.isnan(figure.value) for figure in figures.values()):
             warnings.warn(
-                "The model generated images that are not finite: their FID is NaN. Its weights may have diverged, or "
-                "the sampler overflows at this precision.",
+                "The model generated images that are not finite, so figures are NaN; " + why_not_finite(model) + ".",
                 stacklevel=3,
             )
         return EvaluationRecord(
@@ -238,6 +249,10 @@ class Evaluator:
         )
 
     def _features_record(self) -> FeaturesRecord:
+        if self.features is None:
+            return FeaturesRecord(
+                extractor=None, layers={}, weights_sha256=None, dtype=None, resize=None, rounding=None
+            )
         return FeaturesRecord(
             extractor=self.features.name,
             layers=self.features.layers,

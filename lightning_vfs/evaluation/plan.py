@@ -24,12 +24,13 @@ class EvaluationPlan:
 
     Args:
         num_images: images to generate per split, at least 2.
-        num_real_images: real images per split, drawn by seed; None for all.
+        num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
         sampling: how images are drawn.
         shots: images in a support; by default as many as condition one generation in training.
         batch_size: images generated at a time; figures do not depend on it.
-        metrics: of `fid`, `kid`, `isc` and `prc`.
+        metrics: of `fid`, `kid`, `isc` and `prc`; none for the variational bound alone, for which no image is
+            generated and no extractor needed.
         feature_extractor: name in torch-fidelity's registry.
         weights_path: the extractor's weights; default is torch-fidelity's download.
         options: of the metrics.
@@ -70,7 +71,13 @@ class EvaluationPlan:
             check_whole_number(name, getattr(self, name), minimum)
         for name, minimum in {"num_real_images": 2, "shots": 1, "vlb_steps": 1}.items():
             check_whole_number(name, getattr(self, name), minimum, or_none=True)
-        check_metrics(self.metrics)
+        if self.metrics or not self.vlb_images:
+            check_metrics(self.metrics)
+        elif self.per_class or self.save_images is not None:
+            raise ConfigError(
+                "metrics is empty, for the variational bound alone, for which no image is generated: set metrics, or "
+                "leave out per_class and save_images."
+            )
         if any(isinstance(way, bool) or not isinstance(way, int) or way < 2 for way in self.ways):
             raise ConfigError(
                 f"few_shot_way is {self.few_shot_way!r}; it must be a whole number of at least 2, or several, or null."
@@ -80,6 +87,6 @@ class EvaluationPlan:
     @property
     def ways(self) -> tuple[int, ...]:
         """Numbers of classes that few_shot_accuracy chooses among; none if it is left out."""
-        if self.few_shot_way is None:
+        if self.few_shot_way is None or not self.metrics:
             return ()
         return tuple(self.few_shot_way) if isinstance(self.few_shot_way, Sequence) else (self.few_shot_way,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 
 import numpy as np
@@ -13,10 +14,22 @@ from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import ImageFeatures
-from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
+from lightning_vfs.metrics.feature_cache import (
+    FeatureSource,
+    cached_figures,
+    load_features,
+    pixels_sha256,
+    store_features,
+)
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
 from lightning_vfs.metrics.indexed import IndexedRows
-from lightning_vfs.training.ranks import gather_objects
+from lightning_vfs.training.ranks import gather_objects, on_first_rank
+
+MOST_REAL_IMAGES = 50_000
+"""Real images of a split that generated ones are compared with, unless a number is asked for."""
+
+FLOORS_FORMAT = 1
+"""Version of the floors in the cache; to be raised when the same key would give others."""
 
 RESIZE = "inside the extractor, as torch-fidelity's does"
 
@@ -30,20 +43,22 @@ class RealImages:
     Args:
         name: the split as it is called in progress bars.
         images: the split.
-        features: the extractor.
-        num_real_images: real images to compare with, the first targets of the episodes; None for all of the split.
+        features: the extractor; None where no features are asked for.
+        num_real_images: real images to compare with, the first targets of the episodes; None for all of the split, or
+            `MOST_REAL_IMAGES` of it.
         num_images: generated images.
         seed: draws them.
 
     Attributes:
         chosen: (m,) int64, indices of the real images in the split.
+        notes: what a reader of the figures has to know.
     """
 
     def __init__(
         self,
         name: str,
         images: ClassImages,
-        features: ImageFeatures,
+        features: ImageFeatures | None,
         num_real_images: int | None,
         num_images: int,
         seed: int,
@@ -51,6 +66,13 @@ class RealImages:
         self.name, self.images, self.extractor = name, images, features
         self.num_images, self.seed = num_images, seed
         self.chosen = np.arange(len(images))
+        self.notes: tuple[str, ...] = ()
+        if num_real_images is None and len(images) > MOST_REAL_IMAGES:
+            num_real_images = MOST_REAL_IMAGES
+            self.notes = (
+                f"{name}: generated images are compared with {MOST_REAL_IMAGES:,} of its {len(images):,} real ones, "
+                "drawn by seed; num_real_images takes more.",
+            )
         if num_real_images is not None:
             self.chosen = images.episodes(num_real_images, 1, seed).targets
         left = np.setdiff1d(np.arange(len(images)), self.chosen)
@@ -88,15 +110,25 @@ class RealImages:
         return {layer: rows[: len(self.chosen)] for layer, rows in self._rows.items()}
 
     def floors(self, shard: RankShard, options: FidelityOptions) -> dict[str, float]:
-        """Floors by the names of figures, of the metrics that the sets are large enough for. Collective."""
+        """Floors by the names of figures, of the metrics that the sets are large enough for. Collective.
+
+        The first rank computes them, once: they are kept in the cache.
+        """
         if self._floors is None:
             self.features(shard)
             with shard.timing("distance"):
-                self._floors = self._compute_floors(options)
+                content = self._source.describe() | asdict(options)
+                content |= {"chosen": len(self.chosen), "num_images": self.num_images, "seed": self.seed}
+                assert self.extractor is not None
+                content |= {"layers": dict(self.extractor.layers), "floors": FLOORS_FORMAT}
+                self._floors = on_first_rank(lambda: cached_figures(content, lambda: self._compute_floors(options)))
         return self._floors
 
-    def _all_features(self, shard: RankShard) -> dict[str, Tensor]:
-        source = FeatureSource(
+    @cached_property
+    def _source(self) -> FeatureSource:
+        """What features and floors depend on."""
+        assert self.extractor is not None
+        return FeatureSource(
             images_sha256=hash_of(self.pixels_sha256, self._pool),
             num_images=len(self._pool),
             extractor=self.extractor.name,
@@ -105,23 +137,25 @@ class RealImages:
             dtype=self.extractor.dtype,
             resize=RESIZE,
         )
-        cached = load_features(source)
+
+    def _all_features(self, shard: RankShard) -> dict[str, Tensor]:
+        cached = load_features(self._source)
         # Ranks on different machines may see different caches, but all must take the same branch.
         if all(gather_objects(cached is not None)):
             assert cached is not None
             return cached
+        assert self.extractor is not None
         gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
         for batch in shard.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
             images = self.images.uint8(self._pool[batch]).to(shard.device)
             gathered.update(self.extractor(images), torch.from_numpy(batch))
         rows = {layer: values.cpu() for layer, values in gathered.compute().items()}
         if shard.rank == 0:
-            store_features(source, rows)
+            store_features(self._source, rows)
         return rows
 
     def _compute_floors(self, options: FidelityOptions) -> dict[str, float]:
-        """The same on all ranks, since each has all features, so that no rank waits for another."""
-        assert self._rows is not None
+        assert self._rows is not None and self.extractor is not None
         first, _ = self.floor_sizes
         if len(self._pool) >= self.num_images + len(self.chosen):
             sets = np.arange(len(self.chosen), len(self._pool)), np.arange(len(self.chosen))

@@ -104,7 +104,7 @@ class SplitRecord:
     Args:
         data_split: the split of the data module.
         classes: names of its classes, in order.
-        num_images: images generated.
+        num_images: images generated; None where the variational bound alone is computed.
         num_real_images: real images that they are compared with.
         generated_per_class: images generated for each class.
         real_per_class: real images of each class.
@@ -116,7 +116,7 @@ class SplitRecord:
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
     classes: Annotated[tuple[str, ...], Reason("different images are generated, and compared with different real ones")]
-    num_images: Annotated[int, Reason("FID is biased by the number of images")]
+    num_images: Annotated[int | None, Reason("FID is biased by the number of images", option=True)]
     num_real_images: Annotated[int, Reason("FID is biased by the number of images")]
     generated_per_class: Annotated[dict[str, int], Reason("classes have different weights in the figures")]
     real_per_class: Annotated[dict[str, int], Reason("classes have different weights in the figures")]
@@ -158,7 +158,7 @@ class SamplingRecord:
 
 @dataclass(frozen=True)
 class FeaturesRecord:
-    """What turned images into features.
+    """What turned images into features; without metrics, nothing did, and all fields but `layers` are None.
 
     Args:
         extractor: name in torch-fidelity's registry.
@@ -169,12 +169,12 @@ class FeaturesRecord:
         rounding: rule by which generated images become uint8.
     """
 
-    extractor: Annotated[str, Reason("distances in different feature spaces")]
+    extractor: Annotated[str | None, Reason("distances in different feature spaces", option=True)]
     layers: Annotated[dict[str, str], Reason("distances in different feature spaces")]
-    weights_sha256: Annotated[str, Reason("distances in different feature spaces")]
-    dtype: Annotated[str, Reason("features are rounded differently")]
-    resize: Annotated[str, Reason("features see images resized differently")]
-    rounding: Annotated[str, Reason("features see generated images rounded differently")]
+    weights_sha256: Annotated[str | None, Reason("distances in different feature spaces", option=True)]
+    dtype: Annotated[str | None, Reason("features are rounded differently", option=True)]
+    resize: Annotated[str | None, Reason("features see images resized differently", option=True)]
+    rounding: Annotated[str | None, Reason("features see generated images rounded differently", option=True)]
 
 
 @dataclass(frozen=True)

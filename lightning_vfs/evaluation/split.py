@@ -42,7 +42,7 @@ class SplitEvaluation:
     Args:
         name: the split of the data.
         images: its images.
-        features: the extractor.
+        features: the extractor; None for a plan without metrics.
         plan: what is made and computed.
 
     Attributes:
@@ -52,18 +52,23 @@ class SplitEvaluation:
         EvaluationError: the split has fewer images than asked for.
     """
 
-    def __init__(self, name: str, images: ClassImages, features: ImageFeatures, plan: EvaluationPlan) -> None:
+    features: ImageFeatures  # these two only where the plan has metrics
+    fidelity: FidelityMetric
+
+    def __init__(self, name: str, images: ClassImages, features: ImageFeatures | None, plan: EvaluationPlan) -> None:
         if plan.num_real_images is not None and len(images) < plan.num_real_images:
             raise EvaluationError(
                 f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images: "
                 f"take at most {len(images)}, or null for all of them."
             )
-        self.name, self.images, self.features, self.plan = name, images, features, plan
+        self.name, self.images, self.plan = name, images, plan
         self.real = RealImages(name, images, features, plan.num_real_images, plan.num_images, plan.seed)
-        check_enough(features.layers, plan.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
         self.ways = plan.ways
         self.classes = self._chosen_classes()
-        self.fidelity = FidelityMetric(features, options=plan.options)
+        if features is not None:
+            self.features = features
+            check_enough(features.layers, plan.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
+            self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
         self._real_accuracy: dict[int, float] = {}
 
@@ -104,13 +109,16 @@ class SplitEvaluation:
             few_shot_accuracy.
         """
         episodes = self.episodes(shots)
-        self._take_real_images(shard)
-        self._generate_images(model, episodes, shard)
-        figures, notes = self._compare(episodes, shard)
+        figures: dict[str, Figure] = {}
+        notes: tuple[str, ...] = ()
+        if self.plan.metrics:
+            self._take_real_images(shard)
+            self._generate_images(model, episodes, shard)
+            figures, notes = self._compare(episodes, shard)
         likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
         if likelihood is not None:
             figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
-        return SplitResult(figures, self._record(episodes, shots), notes, likelihood)
+        return SplitResult(figures, self._record(episodes, shots), self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
 
@@ -252,9 +260,9 @@ class SplitEvaluation:
         return SplitRecord(
             data_split=self.name,
             classes=self.images.class_names,
-            num_images=len(episodes),
+            num_images=len(episodes) if self.plan.metrics else None,
             num_real_images=len(self.real.chosen),
-            generated_per_class=per_class(episodes.labels),
+            generated_per_class=per_class(episodes.labels) if self.plan.metrics else {},
             real_per_class=per_class(self.images.labels[self.real.chosen]),
             images_sha256=self.real.pixels_sha256,
             real_images_sha256=hash_of(self.real.chosen),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lightning_vfs.core import contract, requests
+from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import CheckpointError, ConfigError
@@ -228,9 +229,33 @@ class FlaxVFSDDPM:
                 or one; the same of labels.
             OverflowError: the seed has more than 64 bits.
         """
-        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        how = {"seed": seed, "batch_size": batch_size, "label": label, "devices": devices}
+        images = jnp.concatenate(list(self.sample_batches(support, num_images, sampling, **how, **options)))
+        batched = np.ndim(label) == 1 if label is not None else support is not None and support.ndim == 5
+        return images.reshape(-1, num_images, *images.shape[1:]) if batched else images
+
+    def sample_batches(
+        self,
+        support: jax.Array | np.ndarray | None = None,
+        num_images: int = 16,
+        sampling: SamplingConfig = SamplingConfig(),
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        label: int | jax.Array | np.ndarray | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        **options: Any,
+    ) -> Iterator[jax.Array]:
+        """The images of `sample`, in batches as they are generated, for more than memory holds at once.
+
+        Args, Raises: as in `sample`.
+
+        Yields:
+            (m, c, h, w) in [-1, 1], m about `batch_size`: all images of the first support or label, then those of the
+            second.
+        """
+        check_whole_number("num_images", num_images, 1)
+        check_whole_number("batch_size", batch_size, 1)
         sampling = replace(sampling, **options)
         condition = requests.Condition(
             support[None] if support is not None and support.ndim == 4 else support,
@@ -247,8 +272,8 @@ class FlaxVFSDDPM:
             mesh = Mesh(np.asarray(devices), ("batch",))
             split = NamedSharding(mesh, PartitionSpec("batch"))
             params, conditions = jax.device_put((params, conditions), NamedSharding(mesh, PartitionSpec()))
-        batches = [
-            generation.generate(
+        for start in range(0, len(index), size):
+            images = generation.generate(
                 self.module,
                 params,
                 conditions,
@@ -256,11 +281,7 @@ class FlaxVFSDDPM:
                 uint64(seed),
                 sampling=sampling,
             )
-            for start in range(0, len(index), size)
-        ]
-        images = jnp.concatenate(batches)[:total]
-        batched = np.ndim(label) == 1 if label is not None else support is not None and support.ndim == 5
-        return images.reshape(condition.size, num_images, *images.shape[1:]) if batched else images
+            yield images[: total - start]
 
     def _conditions(self, condition: requests.Condition, sampling: SamplingConfig) -> jax.Array | None:
         """What conditions generation: contexts (b, ...), supports where the encoder sees t, or None."""

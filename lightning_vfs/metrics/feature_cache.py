@@ -1,14 +1,16 @@
-"""A cache on disk for the features of real images, under a key of everything that they depend on."""
+"""A cache on disk for the features and figures of real images, under a key of everything that they depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,6 +146,48 @@ def store_features(source: FeatureSource, features: Mapping[str, Tensor], folder
             problem = f"{error}; the environment variable LIGHTNING_VFS_CACHE names another folder"
     if problem:
         warnings.warn(f"Features of real images are not cached in {path} ({problem}).", stacklevel=2)
+
+
+def cached_figures(
+    content: Mapping[str, Any], compute: Callable[[], dict[str, float]], folder: Path | None = None
+) -> dict[str, float]:
+    """Figures of real images by name, from the cache; computed and stored first if they are not in it.
+
+    Args:
+        content: everything that they depend on, as plain values.
+        compute: computes them; not stored where one is not finite.
+        folder: of the cache; None for the package's.
+
+    Warns:
+        DamagedCacheWarning: the file is damaged; they are computed again.
+        UserWarning: they cannot be written.
+    """
+    key = content_key(content)
+    path = (folder or default_cache_dir()) / "features" / f"{key}.json"
+    try:
+        stored = json.loads(path.read_text())
+        figures: dict[str, float] = stored["figures"]
+        if stored["sha256"] == content_key([key, figures]):
+            return figures
+        problem = "its figures differ from those that were written"
+    except FileNotFoundError:
+        problem = ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = str(error) or type(error).__name__
+    if problem:
+        warnings.warn(
+            f"The cache file {path} is damaged ({problem}): computing the figures of the real images again.",
+            DamagedCacheWarning,
+            stacklevel=2,
+        )
+    figures = compute()
+    if all(map(math.isfinite, figures.values())):
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"figures": figures, "sha256": content_key([key, figures])}) + "\n")
+        except OSError as error:
+            warnings.warn(f"Figures of real images are not cached in {path} ({error}).", stacklevel=2)
+    return figures
 
 
 def _problem(source: FeatureSource, features: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.metrics.extractors import ImageFeatures, check_metrics
 from lightning_vfs.metrics.frechet import frechet_distance, is_low_rank
@@ -61,8 +62,7 @@ class FidelityOptions:
         least = {"kid_subsets": 1, "kid_subset_size": 2, "kid_kernel_poly_degree": 1, "isc_splits": 1}
         least |= {"prc_neighborhood": 1, "prc_batch_size": 1, "rng_seed": 0}
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
+            check_whole_number(name, getattr(self, name), minimum)
         if self.rng_seed >= 2**32:
             raise ConfigError(f"rng_seed is {self.rng_seed}; it must be below 2^32, which NumPy's generator takes.")
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_vfs.training.ranks import on_first_rank
+
 T = TypeVar("T")
 
 
@@ -68,18 +70,7 @@ class IndexedMetric(Metric):
 
         All ranks call it, inside `compute`.
         """
-        if not self._is_synced:
-            return figure()
-        outcome: list[Any] = [None, None]
-        if torch.distributed.get_rank() == 0:
-            try:
-                outcome[0] = figure()
-            except Exception as error:  # the other ranks would wait forever
-                outcome[1] = error
-        torch.distributed.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+        return on_first_rank(figure) if self._is_synced else figure()
 
     def on_device(self, figures: Tensor) -> Tensor:
         """Figures on the metric's device, float64 or, on a device without it (MPS), float32."""

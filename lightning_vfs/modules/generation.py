@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from lightning_vfs.core import samplers
+from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.guidance import guided
@@ -137,19 +138,42 @@ class FewShotGenerator(FewShotDiffusion):
         Raises:
             SetSizeMismatchError, ConfigError, ValueError: as in `generate`.
         """
-        sampling = replace(sampling, **options)
+        how = {"seed": seed, "batch_size": batch_size, "label": label}
+        images = torch.cat(list(self.sample_batches(support, num_images, sampling, **how, **options)))
         batched = label.ndim == 1 if isinstance(label, Tensor) else support is not None and support.ndim == 5
+        return rearrange(images, "(b m) c h w -> b m c h w", m=num_images) if batched else images
+
+    @torch.no_grad()
+    def sample_batches(
+        self,
+        support: Float[Tensor, "*supports c h w"] | None = None,
+        num_images: int = 16,
+        sampling: SamplingConfig = SamplingConfig(),
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        label: int | Int[Tensor, "*labels"] | None = None,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """The images of `sample`, in batches as they are generated, for more than memory holds at once.
+
+        Args, Raises: as in `sample`.
+
+        Yields:
+            (m, c, h, w) in [-1, 1], m = `batch_size`, or fewer at the end: all images of the first support or label,
+            then those of the second.
+        """
+        check_whole_number("num_images", num_images, 1)
+        check_whole_number("batch_size", batch_size, 1)
+        sampling = replace(sampling, **options)
         condition = Condition(
             support[None] if support is not None and support.ndim == 4 else support,
             None if label is None else torch.as_tensor(label).reshape(-1),
         )
         conditioning = self._conditioning(condition, sampling)
         index = torch.arange(condition.size * num_images, device=self._weights_device)
-        images = torch.cat(
-            [self._generate(conditioning, part // num_images, part, sampling, seed) for part in index.split(batch_size)]
-        )
-        images = rearrange(images, "(b m) c h w -> b m c h w", m=num_images)
-        return images if batched else images[0]
+        for part in index.split(batch_size):
+            yield self._generate(conditioning, part // num_images, part, sampling, seed)
 
     def _conditioning(self, condition: Condition, sampling: SamplingConfig = SamplingConfig()) -> Conditioning:
         """What conditions generation; encoded once unless the encoder sees t."""

@@ -148,9 +148,9 @@ class VFSDDPM(SetContractModule):
         """What decides the result of the run that the module is trained in; its checkpoints state it."""
         identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
         data = identity() if callable(identity) else {}
-        return fingerprint(self.config.to_dict(), self.optimizer_config.to_dict(), data, global_seed()) | (
-            self.asked or {}
-        )
+        model = {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
+        config, optimizer = self.config.to_dict(), self.optimizer_config.to_dict()
+        return fingerprint(model, config, optimizer, data, global_seed()) | (self.asked or {})
 
     @property
     def learning_rate(self) -> float:

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_vfs.core.errors import NonFiniteLossError
@@ -24,6 +24,16 @@ LISTED_SETS = 5
 
 WARNINGS = 10
 """Skipped steps of a run that get a warning each."""
+
+
+def why_not_finite(module: nn.Module) -> str:
+    """Why figures or images of a model are not finite, for a message: the weights that are not, or that all are."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    names = [name for name, value in tensors if not local(value.detach()).isfinite().all()]
+    if not names:
+        return "its weights are finite: the model may have diverged, or the sampler overflows at this precision"
+    more = ", ..." if len(names) > 3 else ""
+    return f"its weights {', '.join(names[:3])}{more} are not finite: use an earlier checkpoint"
 
 
 @dataclass(frozen=True)

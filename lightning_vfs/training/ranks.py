@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,3 +37,19 @@ def gather_objects(value: T) -> list[T]:
     values: list[T] = [value] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first_rank(value: Callable[[], T]) -> T:
+    """`value()`, computed by the first rank and sent to the others, as is an exception that it raises. Collective."""
+    if world_size() == 1:
+        return value()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = value()
+        except Exception as error:  # the other ranks would wait forever
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -95,10 +95,9 @@ class Painter(pl.LightningModule):
         torch.rand(1)  # from the global generator, as a careless model would
         return (support[:, 0] * self.level + 0.05 * torch.stack(noise)).clamp(-1, 1)
 
-    def sample(self, support, num_images=16, seed=0, **sampling):
+    def sample_batches(self, support, num_images=16, seed=0, **sampling):
         index = torch.arange(len(support) * num_images)
-        images = self.generate(support.repeat_interleave(num_images, dim=0), index, seed)
-        return images.unflatten(0, (len(support), num_images))
+        yield self.generate(support.repeat_interleave(num_images, dim=0), index, seed)
 
     def training_step(self, batch, batch_idx):
         self.path.append(self.level.item())

@@ -62,9 +62,9 @@ def namer(painter, data, config):
             split = data().split("train")
             return super().generate(split.float(split.offsets[label.numpy()])[:, None], index)
 
-        def sample(self, label, num_images, **sampling):
+        def sample_batches(self, label, num_images, **sampling):
             labels = label.repeat_interleave(num_images)
-            return self.generate(None, torch.arange(len(labels)), labels).unflatten(0, (len(label), num_images))
+            yield self.generate(None, torch.arange(len(labels)), labels)
 
     return Namer(replace(config, encoder=ENCODERS["class_label"]))
 

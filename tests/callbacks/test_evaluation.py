@@ -1,4 +1,4 @@
-"""FIDCallback's figures beside torch-fidelity's own, its record, its cache of real features, and what it refuses."""
+"""FIDCallback's figures compared with torch-fidelity's own, its record, its cached features, and what it refuses."""
 
 import json
 import math

@@ -3,6 +3,7 @@
 import copy
 import csv
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from lightning_vfs.callbacks import EMACallback, FIDCallback
+from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import ConfigError, EvaluationError, SetSizeMismatchError
 from lightning_vfs.data.pictures import to_uint8
 from lightning_vfs.evaluation import EvaluationRecord
@@ -166,14 +167,32 @@ def test_model_checkpoint_can_monitor_it(trainer, painter, data, fid, tmp_path):
     assert best.best_model_score.item() > 0
 
 
-def test_images_that_are_not_finite_give_nan_and_a_warning(trainer, painter, data, fid):
+def test_images_that_are_not_finite_give_nan_and_a_warning_and_outside_training_no_record(
+    trainer, painter, data, fid, tmp_path
+):
     model = painter()
     model.level.data.fill_(torch.nan)
-    run = trainer(fid(splits=["out"]))
-    with pytest.warns(UserWarning, match="not finite"):
-        run.validate(model, datamodule=data(), verbose=False)
+    run = trainer(fid(splits=["out"]), max_epochs=1)
+    with pytest.warns(UserWarning, match="its weights level are not finite"):
+        run.fit(model, datamodule=data())
     assert np.isnan(figures(run)[OUT[0]])
     assert figures(run)[OUT[1]] == 0
+    (tmp_path / "fid.json").unlink()
+    with (
+        pytest.raises(EvaluationError, match=rf"{re.escape(OUT[0])}: not finite, and no record .* weights level are"),
+        pytest.warns(UserWarning, match="not finite"),
+    ):
+        trainer(fid(splits=["out"])).validate(model, datamodule=data(), verbose=False)
+    assert not (tmp_path / "fid.json").exists()
+
+
+def test_a_grid_of_images_that_are_not_finite_is_no_black_picture(trainer, painter, data, tmp_path):
+    model = painter()
+    model.level.data.fill_(torch.nan)
+    grids = SampleGridCallback(num_classes=3, num_images=2, steps=2)
+    with pytest.warns(UserWarning, match="There is no grid, .* weights level are not finite"):
+        trainer(grids).validate(model, datamodule=data(), verbose=False)
+    assert not (tmp_path / "samples").exists()
 
 
 def test_a_run_without_validation_is_told(trainer, painter, data, fid):

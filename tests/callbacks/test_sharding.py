@@ -1,4 +1,4 @@
-"""Two ranks that hold half of every parameter each (FSDP2), against one process, and the checkpoints of both."""
+"""Two ranks with half of every parameter each (FSDP2) compared with one process, and the checkpoints of both."""
 
 import json
 import sys

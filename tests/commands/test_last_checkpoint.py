@@ -23,7 +23,7 @@ LOGGER = "--trainer.logger=lightning.pytorch.loggers"
 
 @pytest.fixture
 def command(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
-    """Runs a subcommand in the test's folder, but for what it does in the end; gives its exit status and checkpoint."""
+    """Runs a subcommand in the test's folder up to its last action; gives its exit status and checkpoint."""
     monkeypatch.chdir(tmp_path)
 
     def run(subcommand: str, *flags: str) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""A run that is told to end writes a checkpoint first, and goes on from it as if it had not been interrupted."""
+"""A run that is asked to end writes a checkpoint first, and resumes from it exactly."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ trainer:
 
 
 def arguments_in(folder: Path, config_file: Path) -> Callable[..., list[str]]:
-    """Arguments of a run with the given name, in `<name>/version_<n>`; it writes a checkpoint every so many steps.
+    """Arguments of a run with the given name, in `<name>/version_<n>`; it writes a checkpoint at an interval.
 
     An epoch has 7 batches: checkpoints fall in the middle of epochs, and if two batches make a step, the last makes one
     alone.

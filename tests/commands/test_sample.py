@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +108,47 @@ def test_images_that_are_not_finite_are_no_black_pictures(tiny_model, support: P
         capsys.readouterr().err
     )
     assert list(out.iterdir()) == []
+
+
+def test_images_are_written_as_they_are_generated(trained, support: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """In batches that change nothing, counted; what was made before an error is there, and no half of the rest."""
+    monkeypatch.setattr("lightning_vfs.core.progress.SECONDS_BETWEEN_LINES", 0)
+    command = ["sample", f"--ckpt_path={trained()}", f"--support={support}", "--steps=2", "--num_images=70"]
+    assert main([*command, f"--out={tmp_path / 'at_once'}", "--batch_size=70"]) == 0
+    capsys.readouterr()
+    assert main([*command, f"--out={tmp_path / 'out'}", "--batch_size=32"]) == 0
+    counts = re.findall(r"Sampling: (\d+)/70 images", capsys.readouterr().err)
+    assert counts[:3] == ["32", "64", "70"]
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert len(names) == 71
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at_once" / name).read_bytes(), name
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.size[1] == 8 * (48 + 4) + 4, "the first 64"
+
+    batches, left = VFSDDPM.sample_batches, []
+
+    def breaks(model: VFSDDPM, *args: object, **how: object) -> Iterator[Tensor]:
+        for images in batches(model, *args, **how):
+            yield images * (torch.nan if left else 1)
+            left.append(sorted(path.name for path in (tmp_path / "out").glob("0*.png")))
+
+    monkeypatch.setattr(VFSDDPM, "sample_batches", breaks)
+    assert main([*command, f"--out={tmp_path / 'out'}", "--batch_size=32"]) == 1
+    assert "32 of 32 generated images are not finite, and only the 32 before them were written" in (
+        capsys.readouterr().err
+    )
+    assert left == [[f"{i:04d}.png" for i in range(32)]] and not (tmp_path / "out" / "grid.png").exists()
+
+
+def test_a_batch_that_does_not_fit_says_which_option_makes_it_smaller(trained, support, tmp_path, capsys, monkeypatch):
+    def full(*_: object, **__: object) -> Iterator[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+        yield
+
+    monkeypatch.setattr(VFSDDPM, "sample_batches", full)
+    assert main(["sample", f"--ckpt_path={trained()}", f"--support={support}", f"--out={tmp_path / 'out'}"]) == 1
+    assert "64 images at a time do not fit cpu's memory: set --batch_size below that" in capsys.readouterr().err
 
 
 # -- samplers, guidance, and the baselines without a support ----------------------------------------------------------

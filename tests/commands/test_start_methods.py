@@ -37,7 +37,7 @@ def without_workers(config_file: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize(
     ("method", "num_workers"),
-    # A worker that is not forked imports all anew, which takes 10 s; forked ones are two in every run of the tests.
+    # A worker that is not forked imports everything again, in 10 s; two forked ones are in every run.
     [
         pytest.param(method, number, marks=() if FAST.get(method) == number else pytest.mark.slow)
         for method in METHODS

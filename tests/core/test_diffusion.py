@@ -221,7 +221,7 @@ def test_min_snr_weighs_the_squared_error_alone(array, prediction: str, variance
     assert snr[0] > 5 > snr[2] > 0.1  # both sides of the cut
     clipped = np.minimum(snr, 5.0)
     weight = {"eps": clipped / snr, "x_0": clipped, "v": clipped / (snr + 1)}[prediction]
-    # What is added to the squared error stays: with plain losses it is known but for the bound's rounding.
+    # What is added to the squared error stays: with plain losses it is known up to the bound's rounding.
     bound = losses(prediction) - squared
     weighted = losses(prediction, min_snr_gamma=5.0)
     np.testing.assert_allclose(weighted, weight * squared + bound, rtol=1e-4, atol=1e-5)

@@ -100,7 +100,7 @@ def ddim_difference(run: Run, eta: float) -> float:
     scheduler = diffusers().DDIMScheduler(clip_sample=run.config.clip_denoised, set_alpha_to_one=True, **run.options())
 
     def step_of(step: int, t: int, output: Tensor, x: Tensor) -> Any:
-        # It takes no timesteps, and strides by 1000 over the number of steps: here so many that it is our stride.
+        # It takes no timesteps, and strides by 1000 over the number of steps: here as many as make it our stride.
         scheduler.num_inference_steps = Fraction(1000, t - [*run.timesteps, -1][len(run.timesteps) - step])
         # We derive the noise from the clipped x_0, as guided-diffusion does.
         options = {"eta": eta, "use_clipped_model_output": True, "variance_noise": run.noise(step) if eta else None}

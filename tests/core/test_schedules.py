@@ -29,11 +29,11 @@ def test_cosine_schedule_has_the_papers_cumulative_product() -> None:
     assert make_betas("cosine", 100).max() == 0.999
 
 
-def test_a_beta_above_one_is_refused_with_the_smallest_number_that_works() -> None:
-    for timesteps in (2, 10, 19):
-        with pytest.raises(ConfigError, match=r"beta of .* above 1: take at least 20 timesteps"):
+def test_a_beta_of_one_is_refused_with_the_smallest_number_that_works() -> None:
+    for timesteps in (2, 10, 20):
+        with pytest.raises(ConfigError, match=r"beta of .* not below 1: take at least 21 timesteps"):
             DiffusionConfig(timesteps=timesteps, schedule="linear")
-    assert make_betas("linear", 20).max() <= 1
+    assert make_betas("linear", 21).max() < 1
     DiffusionConfig(timesteps=2, schedule="cosine")
 
 

@@ -1,4 +1,4 @@
-"""Sets drawn anew every epoch, the same for any number of workers or ranks."""
+"""Sets are drawn again every epoch, the same for any number of workers or ranks."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ import torch
 from lightning_vfs import VFSDDPM, EMACallback, FIDCallback
 from lightning_vfs.core import EncoderConfig, SamplingConfig
 from lightning_vfs.core.errors import ClassMismatchError, ConfigError, VFSError
-from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, evaluate
+from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, compare, evaluate
+from lightning_vfs.metrics.fidelity import FidelityOptions, fidelity_figures
 from tests.callbacks.conftest import CONFIG, TINY, Patterns
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
@@ -50,7 +51,7 @@ def plan_of(**options: Any) -> EvaluationPlan:
 
 
 def plain(record: EvaluationRecord) -> dict[str, Any]:
-    """As it is written, but for the time taken."""
+    """As it is written, except the time taken."""
     values = copy.deepcopy(record.to_dict())
     for name in ("generation_seconds", "features_seconds", "distance_seconds"):
         del values["environment"][name]
@@ -173,3 +174,66 @@ def test_the_lines_of_the_documentation_run(checkpoint, monkeypatch, tmp_path, c
     exec(code.replace("num_images=500", "num_images=20"), scope)
     assert scope["record"].model.checkpoint == shown
     assert "Figure(value=" in capsys.readouterr().out
+
+
+def test_floors_are_computed_once_and_kept(painter, tiny, tmp_path, monkeypatch):
+    """For any model, in any process; by other options they are others."""
+    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(tmp_path))
+    computed: list[str] = []
+
+    def counted(metric: str, *given: Any) -> dict[str, float]:
+        computed.append(metric)
+        return fidelity_figures(metric, *given)
+
+    monkeypatch.setattr("lightning_vfs.evaluation.real_images.fidelity_figures", counted)
+
+    def floors(**options: Any) -> dict[str, float | None]:
+        metrics = {"metrics": ["fid", "prc"], "few_shot_way": None}
+        record = evaluate(painter(), Patterns(), plan_of(**metrics | options))
+        return {name: figure.floor for name, figure in record.figures.items()}
+
+    first = floors()
+    assert computed == ["fid", "prc"] and all(value is not None for value in first.values())
+    assert floors() == first and computed == ["fid", "prc"]
+    others = [
+        {"seed": 1}, {"num_images": 30}, {"num_real_images": 40}, {"options": FidelityOptions(prc_neighborhood=4)}
+    ]  # fmt: skip
+    found = [floors(**options) for options in others]
+    assert len(computed) == 2 + 2 * len(others) and all(one != first for one in found[:3])
+    files = list(tmp_path.rglob("*.json"))
+    assert len(files) == 1 + len(others)
+    for file in files:
+        file.write_text(file.read_text().replace("1", "2"))
+    with pytest.warns(UserWarning, match="computing the figures of the real images again"):
+        assert floors() == first
+
+
+def test_a_large_split_is_compared_with_some_of_its_images_and_says_so(painter, tiny, monkeypatch):
+    monkeypatch.setattr("lightning_vfs.evaluation.real_images.MOST_REAL_IMAGES", 50)
+    record = evaluate(painter(), Patterns(), plan_of())
+    asked = evaluate(painter(), Patterns(), plan_of(num_real_images=50))
+    assert record.splits["out"].num_real_images == 50 and record.figures == asked.figures
+    assert any("with 50 of its 162 real ones, drawn by seed; num_real_images" in note for note in record.notes)
+    everything = evaluate(painter(), Patterns(), plan_of(num_real_images=162))
+    assert everything.splits["out"].num_real_images == 162
+    assert not any("real ones" in note for note in (*asked.notes, *everything.notes))
+
+
+def test_the_bound_alone_needs_no_extractor_and_no_images(checkpoint, tiny, monkeypatch):
+    both = evaluate(VFSDDPM(MODEL), Patterns(), plan_of(vlb_images=3, vlb_steps=2))
+    monkeypatch.setattr(VFSDDPM, "generate", None)
+    plan = plan_of(metrics=[], vlb_images=3, vlb_steps=2, feature_extractor="not downloaded")
+    record = evaluate(VFSDDPM(MODEL), Patterns(), plan)
+    assert set(record.figures) == {"vlb/out"} and record.splits["out"].num_images is None
+    assert EvaluationRecord.from_dict(record.to_dict()) == record
+    assert compare(both, record).comparable and compare(record, both).comparable
+    for wrong in ({"metrics": []}, {"metrics": [], "vlb_images": 3, "per_class": True}):
+        with pytest.raises(VFSError, match=r"no metric to compute|for the variational bound alone"):
+            plan_of(**wrong)
+
+
+def test_glyph_cnn_on_other_images_says_that_it_does_not_know_them(painter):
+    plan = replace(plan_of(), feature_extractor="glyph-cnn")
+    with pytest.warns(UserWarning, match="glyph-cnn sees images as 16 x 16 in grey and knows only the built-in glyphs"):
+        record = evaluate(painter(), Patterns(), plan)
+    assert any("knows only the built-in glyphs" in note for note in record.notes)

@@ -186,7 +186,7 @@ def test_what_a_model_is_not_conditioned_on_is_refused_as_by_torch(tiny_model, e
 
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory) -> tuple[dict, dict[str, np.ndarray]]:
-    """What `device_process.py` reports, and its images; beside them torch's."""
+    """What `device_process.py` reports, and its images and torch's."""
     from lightning_vfs import VFSDDPM
     from tests.conftest import tiny_config
 

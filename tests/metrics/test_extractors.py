@@ -1,4 +1,4 @@
-"""ImageFeatures: extractors by name, and what a user hears when their weights can't be had."""
+"""ImageFeatures: extractors by name, and the error if their weights cannot be loaded."""
 
 import hashlib
 import pickle
