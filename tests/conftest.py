@@ -6,7 +6,9 @@ torch and Lightning are imported where they are used: the process that hands out
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 # reads it when it is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A third of the time to compile, also for each operation outside of `jit`. XLA stops at an option that it does not know.
+QUICK_XLA = " --xla_cpu_use_fusion_emitters=false"
+if find_spec("jaxlib") and version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").removesuffix(QUICK_XLA) + QUICK_XLA
+
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,10 +38,17 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared_cache: Path) -> Iterator[None]:
+    """Tests, and fixtures of every scope, use a cache apart from the user's."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(shared_cache))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests use a cache apart from the user's, and none leaves a seed to the next."""
-    monkeypatch.setenv("LIGHTNING_VFS_CACHE", str(shared_cache))
+def own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test leaves a seed to the next."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
 
@@ -81,6 +95,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         colour = rng.integers(40, 216, 3)
         for i in range(8):
             pixels = np.clip(colour + rng.integers(-30, 30, (10, 10, 3)), 0, 255).astype(np.uint8)
+            pixels[:2, :2] = 0  # dark, since a batch of bright images alone looks like one of values from 0 to 1
             Image.fromarray(pixels).save(root / f"class{label:02d}" / f"{i}.png")
     return root
 

@@ -1,5 +1,7 @@
 """Python processes that start at once: forked from one that has imported torch, Lightning and this package.
 
+That one is started by the first test that needs it, serves those of all workers, and ends with the last of these.
+
 Apart from what is imported they are as `python <command>` would start them: with their own session, environment, folder
 and output, they end by themselves with their own status. Neighbours come from two parents, whose strings hash
 differently, as those of two ranks do. What this package must not import before it is used, none of them has imported.
@@ -7,34 +9,69 @@ differently, as those of two ranks do. What this package must not import before 
 
 from __future__ import annotations
 
-import atexit
+import contextlib
+import fcntl
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 REPOSITORY = Path(__file__).parents[1]
 LIMIT = 600
 """Seconds after which a process is killed."""
 
-_parents: dict[int, subprocess.Popen[str]] = {}
+_parents: dict[int, TextIO] = {}
 
 
-def _parent(number: int) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time."""
+    folder = os.open(REPOSITORY / "tests", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _parent(number: int) -> TextIO:
+    """Connection to a parent; it serves us until we close it, at our end at the latest."""
     if number not in _parents:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.processes"]
-        _parents[number] = parent = subprocess.Popen(command, cwd=REPOSITORY, env=env, **pipes)
-        atexit.register(parent.communicate)  # at the end of its input it ends
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        path = f"{tempfile.gettempdir()}/lightning_vfs-{run[:8]}-{number}"
+        connection = socket.socket(socket.AF_UNIX)
+        with _alone():
+            try:
+                connection.connect(path)
+            except OSError:
+                _start_parent(path, connection)
+        _parents[number] = connection.makefile("rw")
+        connection.close()  # the file keeps it open
     return _parents[number]
+
+
+def _start_parent(path: str, connection: socket.socket) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        connection.connect(path)
+        descriptor = listening.fileno()
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.processes", str(descriptor), path], cwd=REPOSITORY, pass_fds=[descriptor],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+    parent.returncode = 0  # it may live longer than this process, which does not wait for it
 
 
 def run_together(
@@ -55,10 +92,9 @@ def run_together(
         codes: list[int] = [0] * len(requests)
         parents = [_parent(number) for number in range(min(len(requests), 2))]
         for number, parent in enumerate(parents):
-            print(json.dumps(requests[number::2]), file=parent.stdin, flush=True)
+            print(json.dumps(requests[number::2]), file=parent, flush=True)
         for number, parent in enumerate(parents):
-            assert parent.stdout is not None
-            answer = parent.stdout.readline()
+            answer = parent.readline()
             assert answer, "The process that others are forked from has ended: see what it wrote to standard error."
             codes[number::2] = json.loads(answer)
         return [
@@ -86,9 +122,27 @@ def imported_by(folder: Path, code: str, modules: Sequence[str]) -> list[str]:
 # -- the parent -------------------------------------------------------------------------------------------------------
 
 
-def _serve() -> dict[str, Any] | None:
+def _serve(listening: socket.socket, path: str) -> dict[str, Any] | None:
+    """Fork a process for every connection, until all are closed; in those that are forked for a request, that."""
+    while True:
+        if select.select([listening], [], [], 0.1)[0]:
+            connection, _ = listening.accept()
+            if not os.fork():
+                listening.close()
+                return _answer(connection.makefile("rw"))
+            connection.close()
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            with _alone():
+                if not select.select([listening], [], [], 0)[0]:
+                    os.unlink(path)
+                    return None
+
+
+def _answer(connection: TextIO) -> dict[str, Any] | None:
     """Fork a process for every request and answer with how they ended; in each of these, the request."""
-    while line := sys.stdin.readline():
+    while line := connection.readline():
         deadline = time.monotonic() + LIMIT
         children = []
         for request in json.loads(line):
@@ -97,7 +151,7 @@ def _serve() -> dict[str, Any] | None:
                 return request
             children.append(child)
         codes = [_end_of(child, deadline) for child in children]
-        print(json.dumps(codes), flush=True)
+        print(json.dumps(codes), file=connection, flush=True)
     return None
 
 
@@ -135,5 +189,5 @@ if __name__ == "__main__":
     import lightning_vfs.commands.lightning
     import lightning_vfs.interop  # noqa: F401
 
-    if (request := _serve()) is not None:
+    if (request := _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])) is not None:
         _become(**request)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
+
+from tests.processes import run
 
 SCRIPT = """
+import sys
+
+# It is to be imported under the hook.
+for name in [name for name in sys.modules if name.startswith("lightning_vfs")]:
+    del sys.modules[name]
+
 from jaxtyping import TypeCheckError, install_import_hook
 
 CORE = "categorical diffusion embeddings gaussian guidance likelihood patches samplers sets"
@@ -43,7 +50,8 @@ except TypeCheckError:
 """
 
 
-def test_signatures_state_the_shapes_of_real_calls() -> None:
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+def test_signatures_state_the_shapes_of_real_calls(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = run(tmp_path / "script.py")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout == "checked\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import unicodedata
 from collections import Counter, defaultdict
@@ -114,21 +115,25 @@ def _outlines(paths: Mapping[str, Path]) -> dict[str, dict[str, bytes]]:
     """
     from fontTools.ttLib import TTFont
 
-    fonts = {face: TTFont(path, lazy=True) for face, path in paths.items()}
+    with contextlib.ExitStack() as files:
+        return _outlines_of({face: files.enter_context(TTFont(path, lazy=True)) for face, path in paths.items()})
+
+
+def _outlines_of(fonts: Mapping[str, Any]) -> dict[str, dict[str, bytes]]:
     in_faces = Counter(
         character
         for font in fonts.values()
         for character in map(chr, font.getBestCmap())
         if unicodedata.category(character)[0] in "LNS"
     )
-    outlines: dict[str, dict[str, bytes]] = {face: {} for face in paths}
+    outlines: dict[str, dict[str, bytes]] = {face: {} for face in fonts}
     for face, font in fonts.items():
         shapes = font["glyf"]
         for code, name in font.getBestCmap().items():
             if in_faces[chr(code)] >= MIN_FACES:
                 points, ends, flags = shapes[name].getCoordinates(shapes)
                 if len(points):
-                    place = np.asarray(list(points), dtype=np.float64)
+                    place = np.array(points.array).reshape(-1, 2)
                     place[:, 0] -= place[:, 0].min()
                     outlines[face][chr(code)] = place.tobytes() + np.asarray(ends).tobytes() + bytes(flags)
     return outlines

@@ -31,6 +31,11 @@ class ClassFolder(NamedTuple):
     split: Split | None
     images: list[Path]
 
+    def subfolders(self) -> set[str]:
+        """Names of the folders in it that hold its images; none if images lie directly in it."""
+        first = {path.relative_to(self.folder).parts[0] for path in self.images}
+        return set() if any(path.parent == self.folder for path in self.images) else first
+
 
 @dataclass
 class FolderLayout:
@@ -41,12 +46,14 @@ class FolderLayout:
         passed_over: files in the folders of classes that are not images, by suffix.
         stray: images that are in no folder of a class.
         repeated: links to images, or to folders, that count already.
+        asks_for_level: nobody said at which level the folders of classes are.
     """
 
     classes: list[ClassFolder] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     stray: int = 0
     repeated: int = 0
+    asks_for_level: bool = False
 
     def remarks(self) -> list[str]:
         """A line for everything that was passed over."""
@@ -58,6 +65,13 @@ class FolderLayout:
             remarks.append("Pillow reads HEIC with a plugin: pip install pillow-heif.")
         if self.stray:
             remarks.append(f"Passed over as images outside of the folders of classes: {self.stray:,}.")
+        nested = [found.name for found in self.classes if len(found.subfolders()) > 1]
+        if self.asks_for_level and nested:
+            names = ", ".join(nested[:5]) + (", ..." if len(nested) > 5 else "")
+            remarks.append(
+                f"Folders of several folders of images, each taken for one class: {len(nested):,} of "
+                f"{len(self.classes):,} ({names}). If they are classes themselves, put them beside the others."
+            )
         if self.repeated:
             remarks.append(f"Passed over as links to files or folders that count already: {self.repeated:,}.")
         return remarks
@@ -83,7 +97,7 @@ def find_classes(root: Path, class_level: int | None = None) -> FolderLayout:
         raise DataError(no_such(root))
     if not root.is_dir():
         raise DataError(f"{root} is a file. Give the folder that holds one folder for each class.")
-    layout, level = FolderLayout(), class_level or 1
+    layout, level = FolderLayout(asks_for_level=class_level is None), class_level or 1
     for split, folder in _splits(root).items():
         found = list(_folders_at(folder, level, layout))
         if not found:

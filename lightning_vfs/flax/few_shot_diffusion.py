@@ -177,10 +177,15 @@ class FewShotDiffusion(nn.Module):
     @nn.nowrap
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, by its path in `Params` joined by `/`."""
-        sets = self.config.sets
-        x_set = jnp.broadcast_to(0.0, (1, sets.set_size, sets.channels, sets.image_size, sets.image_size))
-        one = jnp.zeros(1, dtype=jnp.int32)
-        init = functools.partial(self.init, method="loss")
-        params = jax.eval_shape(init, jax.random.key(0), x_set, one, x_set, jnp.zeros(()), label=one)["params"]
-        leaves = flatten_dict(params, sep="/")
-        return {path.replace("/", "/params/", 1): leaf.shape for path, leaf in leaves.items()}
+        return _shapes(self)
+
+
+@functools.lru_cache(maxsize=16)  # models of one configuration are many, and tracing one takes a second
+def _shapes(module: FewShotDiffusion) -> dict[str, tuple[int, ...]]:
+    sets = module.config.sets
+    x_set = jnp.broadcast_to(0.0, (1, sets.set_size, sets.channels, sets.image_size, sets.image_size))
+    one = jnp.zeros(1, dtype=jnp.int32)
+    init = functools.partial(module.init, method="loss")
+    params = jax.eval_shape(init, jax.random.key(0), x_set, one, x_set, jnp.zeros(()), label=one)["params"]
+    leaves = flatten_dict(params, sep="/")
+    return {path.replace("/", "/params/", 1): leaf.shape for path, leaf in leaves.items()}

@@ -75,6 +75,7 @@ def test_labels_are_those_of_the_training_classes(trainer, namer, data, fid):
     assert run.callback_metrics[ACCURACY].item() > 0.95
 
 
+@pytest.mark.filterwarnings("ignore:val/loss is left out")
 def test_the_real_class_conditional_model_is_evaluated_in_a_fit(trainer, baseline, data, fid, tmp_path):
     run = trainer(fid(vlb_images=4, vlb_steps=3, batch_size=7), grids(), max_epochs=1)
     run.fit(baseline("class_label"), datamodule=data())
@@ -84,6 +85,7 @@ def test_the_real_class_conditional_model_is_evaluated_in_a_fit(trainer, baselin
     assert (tmp_path / "samples" / "step=00000004.png").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:val/loss is left out")
 def test_images_and_bounds_follow_the_labels(trainer, baseline, data, fid, tmp_path):
     model, split = baseline("class_label"), data().split("train")
     run = trainer(fid(save_images=tmp_path / "images", vlb_images=5, vlb_steps=3, batch_size=2))

@@ -317,6 +317,16 @@ def test_classes_of_another_level_are_asked_for(image_folder: Write) -> None:
     refused(root, "There are no class folders 4 levels below", class_level=4)
 
 
+def test_a_folder_of_classes_among_classes_is_named(image_folder: Write) -> None:
+    files = {f"c{i}/{j}.png": 1 for i in range(9) for j in range(3)} | {f"more/d{i}/{i}.png": 1 for i in range(3)}
+    root = image_folder(files)
+    said = sets(root).describe()
+    assert (
+        "each taken for one class: 1 of 10 (more). If they are classes themselves, put them beside the others" in said
+    )
+    assert "each taken for one class" not in sets(root, class_level=1).describe(), "it was asked for"
+
+
 def test_one_folder_within_each_class_is_no_question(image_folder: Write) -> None:
     root = image_folder({f"c{i}/images/{j}.png": j for i in range(10) for j in range(2)})
     assert sets(root).load().num_classes == 10
@@ -350,7 +360,8 @@ def test_names_may_have_any_bytes(image_folder: Write) -> None:
     for j in range(2):
         os.rename(os.fsencode(root / "c9" / f"{j}.png"), strange + b"/\xff%d.png" % j)
     data = sets(root, split_fractions=(1, 0, 0))
-    images = data.split("train")
+    with pytest.warns(UserWarning, match=r"left out \(images\): c9 \(1\)"):
+        images = data.split("train")
     assert "caf\\xe9" in images.class_names and all(name.isprintable() for name in images.class_names)
     label = images.class_names.index("caf\\xe9")
     assert images.name_of(int(images.offsets[label])) == "caf\\xe9/\\xff0.png"

@@ -211,6 +211,7 @@ def test_the_command_line_takes_every_argument_of_the_base(name: str) -> None:
     parser.add_subclass_arguments(SetDataModule, "data")
     flags = [f"--data=lightning_vfs.data.{name}", "--data.batch_size=2", "--data.split_fractions=[0.6,0.2,0.2]"]
     config = parser.parse_args(flags + (["--data.root=/nowhere"] if name == "FolderSets" else []))
-    data = parser.instantiate_classes(config).data
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # jsonargparse 4.49 renamed it
+    data = instantiate(config).data
     assert (data.batch_size, data.split_fractions) == (2, (0.6, 0.2, 0.2))
     assert (data.image_size, data.channels) == ((16, 1) if name == "GlyphSets" else (32, 3))

@@ -6,7 +6,7 @@ import functools
 
 import jax
 
-# A quarter of the time to compile; the tests of batches and of devices compile as users do.
+# A quarter of the time to compile; the test of four devices compiles as users do.
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 )

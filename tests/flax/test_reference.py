@@ -37,13 +37,13 @@ def of_networks(model: FlaxVFSDDPM, params: dict, inputs: dict) -> dict[str, jax
     return outputs
 
 
-def of_reverse_step(model: FlaxVFSDDPM, inputs: dict, expected: dict) -> dict[str, jax.Array]:
-    """The other outputs, from the reference's own x_t and model output.
+def of_reverse_step(model: FlaxVFSDDPM, inputs: dict, expected: dict) -> dict[str, np.ndarray]:
+    """The other outputs, from the reference's own x_t and model output; in NumPy, since the process is that of `core`.
 
     At the last steps x_0 magnifies the rounding of those 360 times; and that of a compiler that fuses the difference.
     """
-    t = jnp.repeat(inputs["t"], inputs["x_set"].shape[1])
-    given = (jnp.asarray(expected["model_output"]), jnp.asarray(expected["x_t"]), t)
+    t = np.repeat(inputs["t"], inputs["x_set"].shape[1])
+    given = (expected["model_output"], expected["x_t"], t)
     step = model.diffusion.p_mean_variance(*given)
     ddim = model.diffusion.ddim_step(*given, t - 1)
     return {

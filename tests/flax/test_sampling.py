@@ -18,6 +18,7 @@ from lightning_vfs import SetSizeMismatchError
 from lightning_vfs.core import ConfigError, DiffusionConfig
 from lightning_vfs.flax import FlaxVFSDDPM, generation
 from lightning_vfs.flax.few_shot_diffusion import FewShotDiffusion
+from tests.conftest import QUICK_XLA
 from tests.flax.compilation import quick_jit
 from tests.flax.models import UNET
 from tests.numerics import JAX_REFERENCE, NETWORK, rounding, sampling_gain
@@ -200,7 +201,7 @@ def four_devices(tmp_path_factory) -> tuple[dict, dict[str, np.ndarray]]:
     model.save_pretrained(folder)
     np.save(folder / "support.npy", supports(2, 3).numpy())
     process = Path(__file__).with_name("device_process.py")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '').removesuffix(QUICK_XLA)} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     report = subprocess.run([sys.executable, process, folder], env=environment, capture_output=True, text=True)
     assert report.returncode == 0, report.stderr

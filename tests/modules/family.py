@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Sequence
@@ -133,7 +134,8 @@ class Case(NamedTuple):
 Pair = frozenset[tuple[str, str]]
 
 
-def cases() -> list[Case]:
+@functools.cache
+def cases() -> tuple[Case, ...]:
     """Rows in which every pair of choices that makes sense is found, by greedy search."""
     rng = random.Random(0)
     left = {
@@ -150,6 +152,16 @@ def cases() -> list[Case]:
         best = max(drawn, key=lambda row: len(left & _pairs(row)))
         left -= _pairs(best)
         rows.append(Case(best))
+    return tuple(rows)
+
+
+def every_choice() -> list[Case]:
+    """A few of the rows, in which every choice is found: for what goes wrong in one part, whatever the others are."""
+    left, rows = {item for case in cases() for item in case.row.items()}, []
+    while left:
+        best = max(cases(), key=lambda case: len(left & case.row.items()))
+        left -= best.row.items()
+        rows.append(best)
     return rows
 
 

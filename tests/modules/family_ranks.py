@@ -1,4 +1,4 @@
-"""One of two ranks that train every $EVERY-th row of the model family for two steps by DDP; it writes its weights."""
+"""One of two ranks that train $ROWS of the model family for two steps by DDP; it writes its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.modules.family import Case, cases
+from tests.modules.family import Case, cases, every_choice
+
+ROWS = {"every choice": every_choice, "all": cases}
 
 
 class Loss(torch.nn.Module):
@@ -28,7 +30,7 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     lines = []
-    for case in cases()[:: int(os.environ["EVERY"])]:
+    for case in ROWS[os.environ["ROWS"]]():
         wrapped = DistributedDataParallel(Loss(case, folder / "autoencoder"))
         optimizer = torch.optim.SGD(wrapped.parameters(), lr=1e-3)
         batch = {name: values[2 * rank : 2 * rank + 2] for name, values in case.batch.items()}

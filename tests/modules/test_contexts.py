@@ -51,7 +51,9 @@ def test_a_discrete_context_is_made_of_codes(tiny_model, tokens: bool) -> None:
     weights = ((logits - (-uniform.log()).log()) / model.config.encoder.gumbel_temperature).softmax(dim=-1)
     codebook = model.posterior.codebook
     expected = torch.cat([weights[..., g, :] @ codebook[g] for g in range(4)], dim=-1)
-    bound = rounding(NETWORK, scale=float(codebook.abs().max()), gain=1 / model.config.encoder.gumbel_temperature)
+    bound = rounding(
+        NETWORK, scale=float(codebook.detach().abs().max()), gain=1 / model.config.encoder.gumbel_temperature
+    )
     torch.testing.assert_close(drawn, expected, **bound)
     entropy = torch.distributions.Categorical(logits=logits).entropy() / torch.tensor(2.0).log()
     torch.testing.assert_close(kl, (torch.tensor(5.0).log2() - entropy).flatten(1).mean(dim=1))

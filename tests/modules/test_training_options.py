@@ -96,6 +96,7 @@ def class_conditional(num_classes: int = 6) -> VFSDDPM:
     return VFSDDPM(tiny_config(encoder={"architecture": "class_label", "num_classes": num_classes}))
 
 
+@pytest.mark.filterwarnings("ignore:test/loss is left out")
 def test_a_class_conditional_model_keeps_its_classes_in_the_checkpoint(tmp_path: Path, image_folder: Path) -> None:
     data, model = data_of(image_folder), class_conditional()
     trainer = trainer_of(tmp_path, max_steps=2)

@@ -151,6 +151,7 @@ class Counting(EMACallback):
         self.counts = [*getattr(self, "counts", []), operations.found]
 
 
+@pytest.mark.filterwarnings("ignore:--trainer.precision bf16-true keeps the weights")
 @pytest.mark.parametrize(("precision", "most"), [("32-true", 1), ("bf16-true", 2), ("64-true", 1)])
 def test_an_update_is_two_operations_at_most_and_reads_nothing(trainer, config, data, precision, most):
     callback, model = Counting(), VFSDDPM(config)
@@ -224,6 +225,7 @@ def test_a_run_that_ends_before_its_first_save_keeps_its_weights(trainer, painte
     assert saved["state_dict"]["level"].item() == pytest.approx(average(AFTER_STEP[:3]))
 
 
+@pytest.mark.filterwarnings("ignore:EMACallback.start_step is 10, but the run ends")
 def test_until_there_is_an_average_a_checkpoint_holds_the_weights(trainer, painter, data, tmp_path):
     run = trainer(ema(start_step=10), max_epochs=1)
     run.fit(painter(), datamodule=data())
@@ -244,6 +246,7 @@ def test_checkpoints_of_lightnings_average_are_resumed(trainer, painter, data, t
     assert averaging.updates == 8
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint holds averaged weights, but this run has no EMACallback")
 def test_a_run_without_an_average_goes_on_with_the_weights(trainer, config, data, tmp_path):
     before = VFSDDPM(config)
     run = trainer(EMACallback(decay=0.9), max_epochs=1)

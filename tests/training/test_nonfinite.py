@@ -207,7 +207,8 @@ class Counted(ByContrast):
 @pytest.mark.parametrize("late", [True], indirect=True)
 def test_a_step_reads_no_tensor(images: Path, late: bool) -> None:
     model, trainer = model_of(Counted, skip=True), trainer_of()
-    trainer.fit(model, datamodule=data_of(images, 5))
+    with pytest.warns(UserWarning, match="This step is skipped: 1 so far"):
+        trainer.fit(model, datamodule=data_of(images, 5))
     assert model.counts == [0] * 6
     assert trainer.callback_metrics["train/skipped_steps"] == 1
 
@@ -292,7 +293,8 @@ def test_gradients_that_overflow_are_the_business_of_a_gradient_scaler(images: P
 def test_the_count_goes_on_with_a_resumed_run_and_warnings_come_to_an_end(tmp_path: Path, images: Path) -> None:
     data = data_of(images, 3)  # a blank set in every epoch
     first = trainer_of(enable_checkpointing=True, default_root_dir=tmp_path)
-    first.fit(model_of(skip=True), datamodule=data)
+    with pytest.warns(UserWarning, match="This step is skipped: 1 so far"):
+        first.fit(model_of(skip=True), datamodule=data)
     first.save_checkpoint(tmp_path / "first.ckpt")
     second = trainer_of(max_epochs=13)
     with warnings.catch_warnings(record=True) as caught:
@@ -336,8 +338,9 @@ def test_the_command_line_stops_with_the_error_or_skips_on_demand(
     assert f"\nThe weights are those before this step. The last checkpoint is {last}.\n" in said
     assert torch.load(last, weights_only=True)["global_step"] == 1
 
-    with pytest.warns(UserWarning, match="This step is skipped: 2 so far"):
+    with pytest.warns(UserWarning, match="This step is skipped: [12] so far") as given:
         assert main([*command, "--model.skip_nonfinite=true", "--trainer.logger.init_args.name=skipping"]) == 0
+    assert len(given) == 2
     checkpoint = torch.load(tmp_path / "skipping/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["skipped_steps"] == 2 and checkpoint["global_step"] == 3
     assert checkpoint["hyper_parameters"]["skip_nonfinite"] is True

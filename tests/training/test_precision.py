@@ -75,6 +75,7 @@ def evaluation(tmp_path: Path, tiny: str) -> FIDCallback:
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:--trainer.precision bf16-true keeps the weights")
 @pytest.mark.parametrize("clipping", CLIPPING)
 @pytest.mark.parametrize("precision", TRAINED)
 def test_it_trains_evaluates_and_samples(precision: str, clipping: str, evaluation: FIDCallback) -> None:
@@ -116,6 +117,7 @@ def test_weights_in_bfloat16_are_warned_of_and_averaged_in_float32(tmp_path: Pat
 PAIRS = [(before, after) for before in TRAINED for after in TRAINED]
 
 
+@pytest.mark.filterwarnings("ignore:--trainer.precision bf16-true keeps the weights")
 @pytest.mark.parametrize(
     ("config", "pairs"),
     [(CONFIG, PAIRS[4::4]), (UNET, PAIRS[1::6]), pytest.param(CONFIG, PAIRS, marks=pytest.mark.slow)],
@@ -202,6 +204,7 @@ def test_gradients_are_clipped_as_torch_clips_them(precision: str, clipping: str
         torch.testing.assert_close(gradient, parameter.grad)
 
 
+@pytest.mark.filterwarnings("ignore:The loss of optimizer step 2")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_a_loss_that_is_not_finite_changes_no_weight_with_a_scaler_either(precision: str) -> None:
     class Overflowing(VFSDDPM):
@@ -260,6 +263,7 @@ def test_the_precision_of_products_is_an_option() -> None:
 TYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64, "16-true": torch.float16}
 
 
+@pytest.mark.filterwarnings("ignore:--trainer.precision bf16-true keeps the weights")
 @pytest.mark.parametrize(("case", "precision"), with_others(list(TYPES)), ids=str)
 def test_every_row_of_the_family_computes_in_every_precision(case: Case, precision: str, autoencoder: Path) -> None:
     model, dtype = case.model(autoencoder), TYPES[precision]
