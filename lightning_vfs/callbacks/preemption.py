@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.core.errors import NonFiniteLossError
 from lightning_vfs.core.fingerprint import differences, fingerprint_of_checkpoint
@@ -69,6 +69,7 @@ class PreemptionCheckpoint(Callback):
         self._signal: int | None = None
         self._exit_status: int | None = None
         self._reported: HostFlag | None = None
+        self._speaks = trainer.is_global_zero
         self._requeue_signal = _requeue_signal(trainer)
         self._step = 0
         self._whole_step = None
@@ -109,9 +110,9 @@ class PreemptionCheckpoint(Callback):
         """With the position from which the run goes on: where it is, or where the last whole step ended."""
         if self._whole_step is None or trainer.global_step != self._step:
             return
-        fit_loop, interrupted = checkpoint["loops"]["fit_loop"], trainer.interrupted  # type: ignore[attr-defined]
+        fit_loop, interrupted = checkpoint["loops"]["fit_loop"], trainer.interrupted
         half = batches_of(fit_loop) != batches_of(self._whole_step)
-        if interrupted and trainer.validating and not half:  # type: ignore[attr-defined]
+        if interrupted and trainer.validating and not half:
             repeat_validation(fit_loop)
         elif interrupted or half or self._ended:
             checkpoint["loops"]["fit_loop"] = self._whole_step
@@ -145,7 +146,7 @@ class PreemptionCheckpoint(Callback):
             self._signal = signum
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if rank_zero_only.rank == 0:
+            if self._speaks:
                 # Not by a stream, which may be in the middle of a line of its own.
                 os.write(2, b"\nCtrl-C: the run is saved and ends after this step; again, and it stops at once.\n")
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -338,7 +338,7 @@ class SaveRunConfig(SaveConfigCallback):
             )
         if stage == "fit":
             if trainer.is_global_zero:
-                self.config_filename = own_configuration(folder, pl_module.fingerprint).name
+                self.config_filename = own_configuration(folder, cast(VFSDDPM, pl_module).fingerprint).name
         elif trainer.strategy.broadcast(path.is_file()):
             return  # it is that of the run that trained here
         super().setup(trainer, pl_module, stage)

@@ -63,7 +63,7 @@ def _own_file(trainer: pl.Trainer, callback: ModelCheckpoint, resumed: str | Non
     name = callback.CHECKPOINT_NAME_LAST
     if callback.last_model_path and "{" not in name:
         return callback.last_model_path
-    metrics = {"epoch": trainer.current_epoch, "step": trainer.global_step, **trainer.callback_metrics}
+    metrics: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step, **trainer.callback_metrics}
     version, path = callback.STARTING_VERSION, callback.format_checkpoint_name(metrics, name)
     own = {os.path.realpath(file) for file in (callback.last_model_path, resumed) if file}
     while os.path.realpath(path) not in own and callback.file_exists(path, trainer):

@@ -152,8 +152,7 @@ def train(
         **limits,
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(callbacks used to create|does not have many workers|fork).*")
-        warnings.filterwarnings("ignore", message=".*(LeafSpec|dirpath has changed).*")
+        warnings.filterwarnings("ignore", message=".*bf16-true keeps the weights in bfloat16")
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
     return trainer
 
