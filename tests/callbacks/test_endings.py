@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from tests.callbacks.endings import ERRORS, SETS, SIGNALS, Run, cut, differences, train
+from tests.callbacks.endings import SETS, Run, cut, differences, train
 
 VALIDATING = Run(val_every=3)
 HALVES = Run(accumulate=2, val_every=3, sampling="loss_second_moment")
@@ -30,20 +30,18 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[Run, Path]:
     [
         (VALIDATING, "max_steps", 4, 5),
         (VALIDATING, "max_epochs", 0, 7),
-        (VALIDATING, "max_time", 4, 5),
         (VALIDATING, "early_stopping", 0, 3),
-        (HALVES, "max_steps", 4, 3),
+        (VALIDATING, "error", 6, 6),
+        (VALIDATING, "error_before_step", 5, 5),
+        (VALIDATING, "error_after_step", 4, 5),
+        (VALIDATING, "validation_error", 4, 6),
+        (VALIDATING, "epoch_end_error", 4, 7),
+        (VALIDATING, "two_ctrl_c", 6, 6),
+        (VALIDATING, "validation_ctrl_c", 4, 6),
         (HALVES, "max_time", 0, 0),
         (HALVES, "max_time", 4, 2),
-        *[(VALIDATING, way, 4, {"error_after_step": 5, "epoch_end_error": 7}.get(way, 4)) for way in ERRORS[:3]],
-        (VALIDATING, "validation_error", 4, 6),
-        (VALIDATING, "validation_end_error", 4, 6),
-        (VALIDATING, "epoch_end_error", 4, 7),
         (HALVES, "error", 5, 2),
         (HALVES, "validation_error", 2, 1),
-        *[(VALIDATING, way, 4, 5) for way in SIGNALS[:2]],
-        (VALIDATING, "two_ctrl_c", 4, 4),
-        (VALIDATING, "validation_ctrl_c", 4, 6),
         (HALVES, "ctrl_c", 4, 3),
     ],
 )
