@@ -116,6 +116,7 @@ class PreemptionCheckpoint(Callback):
             repeat_validation(fit_loop)
         elif interrupted or half or self._ended:
             checkpoint["loops"]["fit_loop"] = self._whole_step
+            checkpoint["epoch"] = self._whole_step["epoch_progress"]["current"]["completed"]
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen(trainer, signal.SIGTERM, self._requeue_signal)
