@@ -65,6 +65,8 @@ SCALE: dict[str, tuple[str, list[str]]] = {
     "scale/fsdp.yaml": ("latent.yaml", ["--trainer.devices=2", "--trainer.strategy.init_args.data_parallel_size=2"]),
 }
 """Configurations that are added to another."""
+SHARDED = ("32-true", "bf16-mixed", "bf16-true")
+"""Precisions of FSDP2."""
 
 
 class Bench:
@@ -225,7 +227,8 @@ def main() -> None:
         for config in args.only:
             row = found.setdefault(config, {})
             for i, precision in enumerate(args.precisions):
-                after = trained[(i + 1) % len(trained)]
+                possible = SHARDED if config == "scale/fsdp.yaml" else trained
+                after = next(name for name in (*trained, *trained)[i + 1 :] if name in possible)
                 row[precision] = {}
                 for clipping in CLIPPING:
                     start = time.perf_counter()

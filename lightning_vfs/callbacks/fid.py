@@ -153,7 +153,9 @@ class FIDCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._latest_step = trainer.global_step
-        if self.every_n_epochs is not None and not sum(trainer.num_val_batches):
+        # Lightning counts the batches of validation only in an epoch that has one.
+        validates = trainer.enable_validation and sets_of(trainer, self).has_split("val")
+        if self.every_n_epochs is not None and not validates:
             rank_zero_warn(
                 "FIDCallback evaluates at the end of validation, but this run has no validation: set "
                 "every_n_steps instead of every_n_epochs, or give the data a val split."

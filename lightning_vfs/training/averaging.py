@@ -17,6 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.training.logged_steps import total_steps
+from lightning_vfs.training.optimizer import local
 from lightning_vfs.training.precision import at_least_float32
 
 
@@ -75,7 +76,8 @@ class EMACallback(Callback):
             weights: list[Tensor] = [there[name] for name in names]
             if any(average.dtype != weight.dtype for average, weight in zip(averages, weights, strict=True)):
                 self._in_full = self._in_full or [torch.empty_like(average) for average in averages]
-                torch._foreach_copy_(self._in_full, weights)
+                # Of shards, DTensor has no such operation.
+                torch._foreach_copy_([local(full) for full in self._in_full], [local(w.detach()) for w in weights])
                 weights = self._in_full
             get_ema_multi_avg_fn(self._decay())(averages, weights, self.updates)
         # For parameters that are trained from now on, the average starts here.

@@ -60,16 +60,17 @@ def main():
     register_tiny()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
 
-    def sharded(name, ckpt_path=None):
+    def sharded(name, ckpt_path=None, **more):
         strategy = ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
         options = {"devices": 2, "strategy": strategy, "plugins": [LightningEnvironment()]}
-        return fit(folder / name, ckpt_path, {"checkpoint_activations": True}, **options)
+        return fit(folder / name, ckpt_path, {"checkpoint_activations": True}, **options, **more)
 
     figures = sharded("sharded")
     sharded("resumed", folder / "sharded" / "step=2.ckpt")
     sharded("from single", folder / "single" / "step=2.ckpt")
+    sharded("bf16", folder / "sharded" / "step=5.ckpt", precision="bf16-true")
     (folder / f"{rank}.json").write_text(json.dumps(figures))
 
 
