@@ -22,7 +22,7 @@ from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
 from lightning_vfs.evaluation.plan import EvaluationPlan
-from lightning_vfs.evaluation.record import FILE_NAME, ModelRecord
+from lightning_vfs.evaluation.record import FILE_NAME, EvaluationRecord, ModelRecord
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import INCEPTION
 from lightning_vfs.metrics.fidelity import FidelityOptions
@@ -75,6 +75,9 @@ class FIDCallback(Callback):
         vlb_steps: timesteps of that bound; all by default.
         save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
         record: file of the record; None is `fid.json` next to the checkpoints.
+
+    Attributes:
+        latest: the record of the latest evaluation.
 
     Raises:
         ConfigError: an option is out of range.
@@ -131,6 +134,7 @@ class FIDCallback(Callback):
             seed=seed,
             save_images=save_images,
         )
+        self.latest: EvaluationRecord | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
@@ -204,11 +208,13 @@ class FIDCallback(Callback):
         if trainer.is_global_zero:
             record.write(path)
             _tell_loggers(trainer, path)
-        line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.latest = record
+        line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
         words = weights_in_words(trainer, pl_module)
         rank_zero_info(f"Record of the evaluation: {path}")
         made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
-        rank_zero_info(f"{made}, {words}: {line}")
+        verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
+        rank_zero_info(f"{verdict}{made}, {words}: {line}")
         return figures
 
 

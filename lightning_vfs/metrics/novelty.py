@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages, Episodes
 
 SIDE = 16
@@ -240,6 +241,11 @@ class TrainingReference:
             _, first = np.unique(numbers, return_index=True)
             thumbs.append(thumbnails(pixels[[i for i in first if numbers[i] >= known]]).flatten(1))
         return torch.cat(thumbs), rows
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the images that it has."""
+        return hash_of(*(f"{label} {digest.hex()}" for label, digest in self._rows[1]))
 
     def _keys(self, indices: np.ndarray, pixels: Tensor) -> list[tuple[int, bytes]]:
         return list(zip(self.images.labels[indices].tolist(), _digests(pixels), strict=True))

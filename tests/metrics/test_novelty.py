@@ -187,12 +187,12 @@ def test_without_episodes_that_take_part_there_is_no_figure() -> None:
 
 @pytest.mark.slow
 def test_landmarks_on_glyphs_have_their_known_figures() -> None:
-    """Within two standard errors of those of 1,000 episodes; `scripts/novelty_landmarks.py` has these."""
+    """Within three standard errors of those of 1,000 episodes; `scripts/novelty_landmarks.py` has these."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "novelty_landmarks.py"))
     found = script["figures_of_landmarks"](300)
     for name, expected in script["KNOWN"].items():
         for figure, known in zip(found[name], expected, strict=True):
-            assert math.isnan(known) or figure.value == pytest.approx(known, abs=2 * figure.error + 0.02), name
+            assert math.isnan(known) or figure.value == pytest.approx(known, abs=3 * figure.error + 0.02), name
     assert found["copy"][1].value == found["flip"][1].value == 1 and found["copy"][3].value == 0
 
 
