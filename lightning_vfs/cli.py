@@ -65,9 +65,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     from lightning_vfs.commands import configurations
     from lightning_vfs.commands.quiet import quiet
+    from lightning_vfs.commands.trust import use_working_folder
 
     try:
         rest = configurations.resolve(rest)
+        use_working_folder(rest)
         with quiet(training=name == "fit"):
             if name in ("evaluate", "data", "sample", "convert", "compare"):
                 from importlib import import_module

@@ -19,6 +19,8 @@ from PIL import Image
 from lightning_vfs.cli import main
 from lightning_vfs.commands import configurations
 
+pytestmark = pytest.mark.filterwarnings("ignore:glyph-cnn sees images")  # a stand-in for Inception
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BASH = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))

@@ -15,9 +15,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lightning_vfs.callbacks.evaluation import evaluating, sets_of
+from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import local_path, read_json
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
@@ -115,7 +116,7 @@ class FIDCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         check_at_least(self, 1, "every_n_epochs", "every_n_steps", or_none=True)
-        self.record = record
+        self.record = None if record is None else local_path(record, "record")
         self.plan = EvaluationPlan(
             num_images=num_images,
             num_real_images=num_real_images,
@@ -132,7 +133,7 @@ class FIDCallback(Callback):
             vlb_images=vlb_images,
             vlb_steps=vlb_steps,
             seed=seed,
-            save_images=save_images,
+            save_images=None if save_images is None else local_path(save_images, "save_images"),
         )
         self.latest: EvaluationRecord | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
@@ -150,6 +151,9 @@ class FIDCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._evaluator is not None
         self._evaluator.check(pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for evaluation in self._evaluator.splits.values():
+                evaluation.make_room(trainer.is_global_zero)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._latest_step = trainer.global_step
@@ -196,6 +200,10 @@ class FIDCallback(Callback):
         assert self._evaluator is not None, "a trainer has to set the callback up"
         shard = RankShard(self.plan.batch_size, pl_module.device, trainer.progress_bar_callback is not None)
         weights = _model_record(trainer, pl_module)
+        path = _record_path(self.record, trainer)
+        writes = can_write(trainer, FILE_NAME, path.parent, _is_no_record(path) if trainer.is_global_zero else None)
+        if self.plan.save_images is not None:
+            can_write(trainer, "Images", Path(self.plan.save_images))
         with evaluating(trainer, pl_module):
             record = self._evaluator.evaluate(pl_module, shard, weights, str(trainer.precision))
         figures = {name: figure.value for name, figure in record.figures.items() if "_std" not in name}
@@ -204,18 +212,25 @@ class FIDCallback(Callback):
             raise EvaluationError(
                 f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
             )
-        path = _record_path(self.record, trainer)
-        if trainer.is_global_zero:
-            record.write(path)
-            _tell_loggers(trainer, path)
         self.latest = record
         line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
         words = weights_in_words(trainer, pl_module)
-        rank_zero_info(f"Record of the evaluation: {path}")
         made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
         rank_zero_info(f"{verdict}{made}, {words}: {line}")
+        if writes and self._write(record, path, trainer):
+            rank_zero_info(f"Record of the evaluation: {path}")
         return figures
+
+    def _write(self, record: EvaluationRecord, path: Path, trainer: pl.Trainer) -> bool:
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                record.write(path)
+                _tell_loggers(trainer, path)
+            except (EvaluationError, OSError) as error:  # the disk became full meanwhile
+                problem = str(error)
+        return can_write(trainer, FILE_NAME, path.parent, problem)
 
 
 def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRecord:
@@ -241,13 +256,22 @@ def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer) -> 
     All ranks call it, because Lightning broadcasts its log folder from the first rank.
     """
     if record is not None:
-        return Path(record)
+        return local_path(record, "record")
     if trainer.state.fn != TrainerFn.FITTING and trainer.ckpt_path is not None:
         return Path(trainer.ckpt_path).parent / FILE_NAME
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     folder = next((folder for folder in folders if folder), None) or trainer.log_dir or trainer.default_root_dir
     return Path(folder) / FILE_NAME
+
+
+def _is_no_record(path: Path) -> str | None:
+    """Why a file is not replaced: it is something else than the record of an evaluation."""
+    try:
+        is_record = not path.exists() or "schema" in read_json(path)
+    except (OSError, ValueError, TypeError):
+        is_record = False
+    return None if is_record else f"{path.name} is there already, and is not the record of an evaluation"
 
 
 def _tell_loggers(trainer: pl.Trainer, path: Path) -> None:

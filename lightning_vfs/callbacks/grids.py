@@ -15,9 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from lightning_vfs.callbacks.evaluation import evaluating, sets_of
+from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.files import begin_files, local_path
 from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
@@ -25,6 +26,9 @@ from lightning_vfs.data.pictures import sample_grid, save_png, with_caption
 from lightning_vfs.evaluation.model import check_model, shots_of
 from lightning_vfs.training.averaging import weights_in_words
 from lightning_vfs.training.nonfinite import why_not_finite
+
+LISTING = "samples.json"
+"""File that lists the pictures of a run."""
 
 
 class SampleGridCallback(Callback):
@@ -34,7 +38,8 @@ class SampleGridCallback(Callback):
     which weights, and of which step. For a class-conditional model the rows are classes of the training split, with
     real images on the left; for an unconditional one there are only generated images. The picture goes to
     `<dirname>/step=<step>.png`, and to every Lightning logger that takes images. It runs at the end of validation and
-    of testing (`validate.png`, `test.png`).
+    of testing (`validate.png`, `test.png`). When a new run makes its first picture, those of an earlier run in the same
+    folder are deleted.
 
     Args:
         every_n_epochs: make a picture at every validation of each n-th epoch of training.
@@ -75,9 +80,10 @@ class SampleGridCallback(Callback):
         self.sampling = SamplingConfig(steps, sampler, guidance_scale=guidance_scale)
         self.seed = seed
         self.split: Split = split
-        self.dirname = dirname
+        self.dirname = None if dirname is None else local_path(dirname, "dirname")
         self.batch_size = batch_size
         check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images", "batch_size")
+        self._begun = False  # whether this run has made a picture
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "predict":
@@ -90,6 +96,7 @@ class SampleGridCallback(Callback):
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = False
         self._check(pl_module, sets_of(trainer, self))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,16 +112,28 @@ class SampleGridCallback(Callback):
     def _show(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # it tries the run's code on one batch, and writes nothing
+        fitting = trainer.state.fn == TrainerFn.FITTING
         log_dir = trainer.log_dir  # asks the other ranks
         data = sets_of(trainer, self)
         self._check(pl_module, data)
-        folder = Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "samples")
+        folder = self.dirname or Path(log_dir or trainer.default_root_dir) / "samples"
+        if not can_write(trainer, "Pictures", folder):
+            return
         with evaluating(trainer, pl_module):
             grid = self._picture(trainer, data, pl_module) if trainer.is_global_zero else None
+        problem = None
+        if grid is not None:
+            grid = with_caption(grid, weights_in_words(trainer, pl_module))
+            fresh = fitting and trainer.ckpt_path is None and not self._begun
+            try:
+                begin_files(folder, LISTING, [f"{name}.png"], keep=not fresh)
+                save_png(grid, folder / f"{name}.png")
+            except (ConfigError, OSError) as error:
+                problem = str(error)
+            self._begun = True
+        can_write(trainer, "Pictures", folder, problem)
         if grid is None:
             return
-        grid = with_caption(grid, weights_in_words(trainer, pl_module))
-        save_png(grid, folder / f"{name}.png")
         for logger in trainer.loggers:
             _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)
 

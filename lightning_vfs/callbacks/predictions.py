@@ -10,9 +10,18 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.callbacks.evaluation import can_write
+from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.files import begin_files, local_path
 from lightning_vfs.data.pictures import sample_grid, save_png
 from lightning_vfs.training.nonfinite import why_not_finite
+
+LISTING = "predictions.json"
+"""File that lists the pictures."""
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
 
 
 class PredictionWriter(Callback):
@@ -28,12 +37,23 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, dirname: str | os.PathLike[str] | None = None) -> None:
-        self.dirname = dirname
+        self.dirname = None if dirname is None else local_path(dirname, "dirname")
 
     def folder(self, trainer: pl.Trainer) -> Path:
         """Where the pictures go. Collective, as Lightning's `log_dir` is."""
         log_dir = trainer.log_dir
-        return Path(self.dirname or Path(log_dir or trainer.default_root_dir) / "predictions")
+        return self.dirname or Path(log_dir or trainer.default_root_dir) / "predictions"
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder, problem = self.folder(trainer), None
+        can_write(trainer, "Predictions", folder)
+        if trainer.is_global_zero:
+            count = getattr(trainer.datamodule, "eval_sets", 0)  # type: ignore[attr-defined]
+            try:
+                begin_files(folder, LISTING, [_name(index) for index in range(count)])
+            except (ConfigError, OSError) as error:
+                problem = str(error)
+        can_write(trainer, "Predictions", folder, problem)
 
     # Lightning's BasePredictionWriter asks the loader which samples are in a batch; here the batch says it.
     def on_predict_batch_end(
@@ -48,4 +68,4 @@ class PredictionWriter(Callback):
         for index, support, generated in zip(
             outputs["index"].tolist(), outputs["support"], outputs["generated"], strict=True
         ):
-            save_png(sample_grid(support[None], generated[None]), folder / f"{index:06d}.png")
+            save_png(sample_grid(support[None], generated[None]), folder / _name(index))

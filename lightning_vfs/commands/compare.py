@@ -46,9 +46,9 @@ def _table(a: dict[str, Figure], b: dict[str, Figure]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for name in a | b:
         x, y = a.get(name), b.get(name)
-        values = (x and x.value, y and y.value, y.value - x.value if x and y else None, x and x.floor, y and y.floor)
-        values += (x and x.copier, y and y.copier)
-        table.add_row(name, *("-" if value is None else f"{value:.5g}" for value in values))
+        values = (x and x.value, y and y.value, y.value - x.value if x and y else None)
+        beside = (x and x.floor, y and y.floor, x and x.copier, y and y.copier)
+        table.add_row(name, *("-" if value is None else f"{value:.5g}" for value in (*values, *beside)))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import auto_cli
 
+from lightning_vfs.commands.trust import import_trusted
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.files import local_path, read_json
 from lightning_vfs.interop.jax import read_jax, write_jax
 from lightning_vfs.interop.lightning_state import read_lightning, write_lightning
 from lightning_vfs.interop.models import model_of
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.pretrained import CONFIG, WEIGHTS
 from lightning_vfs.training.state import TrainingState, arrays
 
 SUFFIXES = {"pretrained": "", "ckpt": ".ckpt", "orbax": "", "safetensors": ".safetensors"}
@@ -29,6 +32,7 @@ def convert(
     raw: bool = False,
     cfg: str | None = None,
     replica: int | None = None,
+    trust: str | None = None,
 ) -> None:
     """Turn a checkpoint into another: give one of `ckpt_path`, `from_jax` and `pretrained`.
 
@@ -43,18 +47,21 @@ def convert(
         raw: `pretrained` takes the raw weights instead of the averaged ones.
         cfg: JSON file with the JAX system's flat configuration, for a checkpoint without one.
         replica: which replica to take of a JAX run whose devices hold different weights.
+        trust: import path of a custom encoder or denoiser that the checkpoint names, if you trust it.
     """
+    import_trusted(trust)
     given = {"--ckpt_path": ckpt_path, "--from_jax": from_jax, "--pretrained": pretrained}
     sources = [(flag, value) for flag, value in given.items() if value is not None]
     if len(sources) != 1:
         got = ", ".join(flag for flag, _ in sources) or "none"
         raise ConfigError(f"Give one of {', '.join(given)} to say what to convert; got {got}.")
-    source = Path(sources[0][1])
-    target = Path(out) if out else _default_target(source, to)
+    source = local_path(sources[0][1], sources[0][0])
+    target = local_path(out, "--out") if out else _default_target(source, to)
+    _check_target(target)
     if ckpt_path:
         state = read_lightning(ckpt_path)
     elif from_jax:
-        state = read_jax(from_jax, _read_json(cfg) if cfg else None, replica)
+        state = read_jax(source, _read_json(cfg) if cfg else None, replica)
     else:
         model = VFSDDPM.from_pretrained(str(pretrained))
         state = TrainingState(model.config, arrays(model.state_dict()))
@@ -87,21 +94,24 @@ def _check_finite(state: TrainingState, source: str) -> None:
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        values = read_json(local_path(path, "--cfg"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--cfg {path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--cfg {path} holds a {type(values).__name__}, not a mapping of names to values.")
+    return values
 
 
 def _default_target(source: Path, to: str) -> Path:
-    """A name in the current folder for what is written.
+    """A name in the current folder for what is written."""
+    return Path(source.name.removesuffix(source.suffix) + SUFFIXES[to])
 
-    Raises:
-        ConfigError: that name exists.
-    """
-    target = Path(source.name.removesuffix(source.suffix) + SUFFIXES[to])
-    if target.exists():
-        raise ConfigError(f"{target} exists already: say with --out where to write.")
-    return target
+
+def _check_target(target: Path) -> None:
+    """Raise ConfigError if a file would be overwritten; an Orbax folder may be replaced by another."""
+    there = [target / WEIGHTS, target / CONFIG] if target.is_dir() else [target]
+    if found := next((path for path in there if os.path.lexists(path)), None):
+        raise ConfigError(f"{found} exists already: say with --out where to write, or remove it.")
 
 
 def _description(state: TrainingState, to: str, raw: bool) -> str:

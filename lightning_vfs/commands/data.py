@@ -11,11 +11,13 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.files import begin_files, local_path
 from lightning_vfs.data import FolderSets
 from lightning_vfs.data.module import SPLITS
 from lightning_vfs.data.pictures import sample_grid, save_png
 
 NAMES_SHOWN = 8
+LISTING = "data.json"
 
 
 def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
@@ -27,13 +29,15 @@ def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
         num_classes: rows of a picture.
 
     Raises:
-        ConfigError: `num_classes` is below 1.
+        ConfigError: `num_classes` is below 1, or the folder holds pictures of those names that this did not draw.
         DataError: what is wrong with the data.
     """
     if num_classes < 1:
         raise ConfigError(f"--num_classes is {num_classes}; it must be at least 1.")
     print(data.describe())
-    for split in (split for split in SPLITS if data.has_split(split)):
+    splits = [split for split in SPLITS if data.has_split(split)]
+    begin_files(out, LISTING, [f"{split}.png" for split in splits])
+    for split in splits:
         images = data.split(split)
         names = ", ".join(images.class_names[:NAMES_SHOWN])
         more = images.num_classes - NAMES_SHOWN
@@ -57,7 +61,7 @@ def run(args: list[str]) -> None:
     parser.add_argument("--num_classes", type=int, default=8, help="Rows of a picture.")
     parser.add_class_arguments(FolderSets, None, help="The data, as --data.root and so on give it to `fit`.")
     options = vars(parser.parse_args(args))
-    out, num_classes = Path(options.pop("out")).expanduser(), options.pop("num_classes")
+    out, num_classes = local_path(options.pop("out"), "--out"), options.pop("num_classes")
     defaults = vars(parser.get_defaults())
     show(FolderSets(**options), out, num_classes)
     given = {name: value for name, value in options.items() if value != defaults[name]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,15 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
+from lightning_vfs.commands.trust import HELP as TRUST_HELP
+from lightning_vfs.commands.trust import check_class_paths, import_trusted
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.trust import check_plain
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.evaluation.record import FILE_NAME
+
+MOST_YAML = 2**20
+"""Bytes of the configuration of a run."""
 
 DESCRIPTION = """Evaluate a checkpoint on classes trained on and on classes never trained on, as FIDCallback does.
 
@@ -29,6 +36,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
     parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
     parser.add_argument("--autoencoder", type=str | None, default=None, help="its folder, for a model of latents")
+    parser.add_argument("--trust", type=str | None, default=None, help=TRUST_HELP)
     parser.add_argument("--raw", type=bool, default=False, help="the raw weights instead of the averaged ones")
     parser.add_subclass_arguments(SetDataModule, "data", required=False, help="data set; by default the run's own")
     parser.add_class_arguments(FIDCallback, "fid", skip={"every_n_epochs", "every_n_steps"})
@@ -64,11 +72,14 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
     return trainer
 
 
-def _data_of_run(ckpt_path: str | None) -> dict[str, Any]:
-    """The data's part of the config.yaml that the command line wrote for a run.
+def _data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
+    """The data's part of the config.yaml that the command line wrote for a run, without its `cache_dir`.
+
+    A folder to write to is the user's choice, not that of a file.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it has no such part.
+        UntrustedCodeError: it names a class outside of this package and of the modules that the user trusts.
     """
     known = "--data GlyphSets, or --data FolderSets --data.root FOLDER"
     if ckpt_path is None:
@@ -76,7 +87,23 @@ def _data_of_run(ckpt_path: str | None) -> dict[str, Any]:
     config = Path(ckpt_path).resolve().parent.parent / "config.yaml"
     if not config.is_file():
         raise ConfigError(f"There is no configuration of the run ({config}) to take the data from: give {known}.")
-    return yaml.safe_load(config.read_text())["data"]
+    try:
+        if config.stat().st_size > MOST_YAML:
+            raise ValueError(f"it has {config.stat().st_size:,} bytes, and a run's configuration at most {MOST_YAML:,}")
+        data = yaml.safe_load(config.read_text())["data"]
+        check_plain(data, most=10_000)
+        found: dict[str, Any] = {"class_path": data} if isinstance(data, str) else dict(data)
+        arguments = {name: value for name, value in dict(found.get("init_args") or {}).items() if name != "cache_dir"}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{config} is not the configuration of a run ({reason}): give {known}.") from error
+    if unknown := set(found) - {"class_path", "init_args"}:
+        raise ConfigError(
+            f"{config} has {', '.join(map(str, unknown))} for the data, which no run writes: give {known}."
+        )
+    found["init_args"] = arguments
+    check_class_paths(config, found, trusted)
+    return found
 
 
 def run(args: list[str]) -> None:
@@ -84,13 +111,15 @@ def run(args: list[str]) -> None:
 
     Raises:
         ConfigError: no model, two of them, or no data.
+        UntrustedCodeError: the checkpoint or the run's configuration names code that the user has not named.
     """
     parser = _parser()
     args = spell_out_raw(args)
     options = parser.parse_args(args)
     check_one_model(options.ckpt_path, options.pretrained)
+    trusted = import_trusted(options.trust)
     if options.get("data") is None:
-        options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path))}", *args])
+        options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path, trusted))}", *args])
     made = parser.instantiate(options)
     trainer = evaluate(options, made.data, made.fid)
     print_results(trainer)

@@ -25,9 +25,13 @@ from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.commands import own_model
 from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
 from lightning_vfs.commands.results import print_results
+from lightning_vfs.commands.trust import HELP as TRUST_HELP
+from lightning_vfs.commands.trust import import_trusted
 from lightning_vfs.core import contract
+from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationError
+from lightning_vfs.core.files import local_path
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
@@ -170,6 +174,7 @@ class VFSCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
+        parser.add_argument("--trust", type=str | None, default=None, help=TRUST_HELP)
         parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -184,8 +189,11 @@ class VFSCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Reconcile a checkpoint's hyper-parameters with the flags, by the contract."""
         config = self.config[self.subcommand]
-        config["trainer"] = _home_expanded(config["trainer"])
+        self._import_named(config["trust"])
+        config["trainer"] = _located(config["trainer"])
         checkpoint = self._read = None
+        if self._checkpoint and "://" in self._checkpoint:
+            local_path(self._checkpoint, "--ckpt_path")
         if self._checkpoint in (LAST, LAST_IF_ANY):
             found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
             self._checkpoint = str(found) if found else None
@@ -206,6 +214,14 @@ class VFSCLI(LightningCLI):
         else:
             sets = self._agree_with_weights(config, checkpoint, data).sets
         config["model"]["config"]["sets"] = Namespace(asdict(sets))
+
+    def _import_named(self, trust: str | None) -> None:
+        """Import the custom networks that the user names, so that checkpoints may name them too."""
+        import_trusted(trust)
+        for part in ("encoder", "denoiser"):
+            name = self._given_model.get(f"config.{part}.architecture")
+            if isinstance(name, str) and is_path(name):
+                choose(name, {})
 
     def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
         """The checkpoint's hyper-parameters become the model's, except for what the user gave.
@@ -256,15 +272,27 @@ class VFSCLI(LightningCLI):
         )
 
 
-def _home_expanded(values: Any) -> Any:
-    """Options with a leading `~` expanded to the user's folder: not every library does so."""
+PLACES = ("default_root_dir", "save_dir", "root_dir", "dirpath", "dirname", "record", "save_images")
+"""Options of trainers, loggers and callbacks that say where files go."""
+
+
+def _located(values: Any, option: str = "") -> Any:
+    """Options with a leading `~` and, in places of files, environment variables expanded: not every library does so.
+
+    Raises:
+        ConfigError: a place of files is a URL.
+    """
     if isinstance(values, Namespace):
-        return Namespace({name: _home_expanded(value) for name, value in vars(values).items()})
+        return Namespace({name: _located(value, name) for name, value in vars(values).items()})
     if isinstance(values, dict):
-        return {name: _home_expanded(value) for name, value in values.items()}
+        return {name: _located(value, name) for name, value in values.items()}
     if isinstance(values, list):
-        return [_home_expanded(value) for value in values]
-    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
+        return [_located(value, option) for value in values]
+    if not isinstance(values, str):
+        return values
+    if option in PLACES:
+        return str(local_path(os.path.expandvars(values), option))
+    return os.path.expanduser(values) if values.startswith("~") else values
 
 
 class SaveRunConfig(SaveConfigCallback):

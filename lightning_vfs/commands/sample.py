@@ -15,11 +15,12 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_vfs.commands.models import load_model, spell_out_raw
+from lightning_vfs.commands.trust import import_trusted
 from lightning_vfs.core import requests
 from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.files import make_room, replacing
+from lightning_vfs.core.files import local_path, make_room, replacing
 from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
@@ -52,6 +53,7 @@ def sample(
     device: str = "auto",
     framework: Literal["torch", "jax"] = "torch",
     raw: bool = False,
+    trust: str | None = None,
 ) -> None:
     """Generate images of the class that a folder of images shows.
 
@@ -80,7 +82,9 @@ def sample(
         device: auto, cpu, cuda, cuda:1, ...; for torch only, JAX uses all devices that it finds.
         framework: torch or jax; the images are the same, to rounding.
         raw: use the checkpoint's raw weights instead of the averaged ones.
+        trust: import path of a custom encoder or denoiser that the checkpoint names, if you trust it.
     """
+    import_trusted(trust)
     check_whole_number("--num_images", num_images, 1)
     check_whole_number("--batch_size", batch_size, 1)
     if framework == "jax" and device != "auto":
@@ -93,7 +97,7 @@ def sample(
     images = None
     if support is not None:
         images = load_support(_at_most(support, model.config, seed), sets.image_size, sets.channels)
-    folder, names = Path(out).expanduser(), [f"{i:04d}.png" for i in range(num_images)]
+    folder, names = local_path(out, "--out"), [f"{i:04d}.png" for i in range(num_images)]
     earlier = make_room(folder, LISTING, [*names, GRID])
     draw = _with_jax if framework == "jax" else _with_torch
     how = {"num_images": num_images, "label": label, "seed": seed}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         EvaluationError,
         NonFiniteLossError,
         SetSizeMismatchError,
+        UntrustedCodeError,
         VFSError,
     )
     from lightning_vfs.core.gaussian import gaussian_kl, standard_gaussian_kl_bits
@@ -50,6 +51,7 @@ _HOMES = {
     "EvaluationError": "errors",
     "NonFiniteLossError": "errors",
     "SetSizeMismatchError": "errors",
+    "UntrustedCodeError": "errors",
     "VFSError": "errors",
     "gaussian_kl": "gaussian",
     "standard_gaussian_kl_bits": "gaussian",
@@ -81,6 +83,7 @@ __all__ = [
     "SetConfig",
     "SetSizeMismatchError",
     "StaleSetSizeWarning",
+    "UntrustedCodeError",
     "VFSConfig",
     "VFSError",
     "check_batch",

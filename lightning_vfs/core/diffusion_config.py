@@ -16,6 +16,10 @@ Loss = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
 TimestepSampling = Literal["uniform", "loss_second_moment"]
 
 
+MOST_TIMESTEPS = 1_000_000
+"""Of a process; the tables of all of them are in memory."""
+
+
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The diffusion process.
@@ -54,6 +58,8 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_at_least(self, 1, "timesteps")
+        if self.timesteps > MOST_TIMESTEPS:
+            raise ConfigError(f"DiffusionConfig.timesteps is {self.timesteps}; it must be at most {MOST_TIMESTEPS}.")
         if self.min_snr_gamma < 0:
             raise ConfigError(
                 f"DiffusionConfig.min_snr_gamma is {self.min_snr_gamma}; it must be above 0, or 0 for none."

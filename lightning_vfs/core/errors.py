@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+LONGEST = 10_000
+"""Characters of a message: names and values that it repeats may come from a damaged file."""
+
 
 class VFSError(Exception):
     """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        rest = len(message) - LONGEST
+        return message if rest <= 0 else f"{message[:LONGEST]} ... and {rest:,} more characters"
 
 
 class ConfigError(VFSError, ValueError):
@@ -21,6 +29,10 @@ class EvaluationError(VFSError, ValueError):
 
 class CheckpointError(VFSError):
     """A file that is not a lightning_vfs checkpoint, is damaged, or holds another model than the configuration."""
+
+
+class UntrustedCodeError(CheckpointError):
+    """A file names code outside of this package, which is imported only if the user has asked for it."""
 
 
 class NonFiniteLossError(VFSError, ArithmeticError):

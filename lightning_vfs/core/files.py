@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
+import stat
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lightning_vfs.core.errors import ConfigError, VFSError
+from lightning_vfs.core.trust import check_plain
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|.*/file:/")
+"""Beginning of a URL, and of what is left of one that was taken for a path; not of `C:/`."""
 
 ABANDONED_SECONDS = 60.0
 """Age from which a temporary file of a process that no longer exists is removed."""
@@ -71,6 +80,42 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
             continue  # removed meanwhile, or of another user
 
 
+def local_path(path: str | os.PathLike[str], option: str) -> Path:
+    """A path with `~` expanded.
+
+    Raises:
+        ConfigError: it is a URL; `option` is what the message calls it.
+    """
+    text = os.fsdecode(path)
+    if _URL.match(text):
+        instead = "without `file://`" if "file:" in text else "of a mounted bucket, or copy the files there afterwards"
+        raise ConfigError(
+            f"{option} is {text}, but files are read from and written to folders of this machine, not URLs: give the "
+            f"path {instead}."
+        )
+    return Path(os.path.expanduser(text))
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists; of a file in their place, that one."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+
+
+def try_folder(folder: Path) -> None:
+    """Find out, before work is done, whether files can be written to a folder; it is not made.
+
+    Raises:
+        OSError: they cannot.
+    """
+    place = nearest(folder)
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(place))
+    with tempfile.TemporaryFile(dir=place) as probe:
+        probe.write(b"\1" * 4096)
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
     """Check that files of these names can be written to a folder, replacing those of an earlier run.
 
@@ -90,7 +135,7 @@ def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
         with replacing(folder / f".{listing}", sync=False) as probe:
             probe.touch()
         (folder / f".{listing}").unlink()
-        listed = json.loads((folder / listing).read_bytes())["files"] if (folder / listing).is_file() else []
+        listed = read_json(folder / listing)["files"] if (folder / listing).is_file() else []
         earlier = [folder / name for name in listed if Path(name).name == name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder} cannot be written to: {error}. Choose another folder.") from error
@@ -101,6 +146,50 @@ def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
             f"listed in {listing}: choose another folder, or move them, so that they are not overwritten."
         )
     return earlier
+
+
+def begin_files(folder: Path, listing: str, names: Sequence[str], keep: bool = False) -> None:
+    """Make room for files of these names, delete those of an earlier run, and list the new ones.
+
+    Args:
+        folder, listing, names: as for `make_room`.
+        keep: the run continues: what is listed stays, and is listed with the new files.
+
+    Raises:
+        ConfigError: as `make_room`.
+        OSError: the listing cannot be written.
+    """
+    earlier = make_room(folder, listing, names)
+    if not keep:
+        for file in earlier:
+            file.unlink(missing_ok=True)
+    listed = list(dict.fromkeys([*(file.name for file in earlier if keep), *names]))
+    with replacing(folder / listing, sync=False) as temporary:
+        temporary.write_text(json.dumps({"files": listed}) + "\n")
+
+
+MOST_JSON = 2**26
+"""Bytes of a JSON file; the record of 50,000 classes has 2**24."""
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or larger or nested deeper than any that this package writes.
+    """
+    status = path.stat()
+    if stat.S_ISFIFO(status.st_mode):
+        raise ValueError("it is a pipe, not a file")  # reading it would wait for whoever writes
+    if status.st_size > MOST_JSON:
+        raise ValueError(f"it has {status.st_size:,} bytes, and JSON files here have at most {MOST_JSON:,}")
+    try:
+        values = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it nests values too deeply") from error
+    check_plain(values)
+    return values
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lightning_vfs.core.errors import DataError
-from lightning_vfs.core.files import replacing
+from lightning_vfs.core.files import local_path, replacing, try_folder
 from lightning_vfs.data.images import ClassImages, map_images
 
 
@@ -25,7 +25,7 @@ class DamagedCacheWarning(UserWarning):
 
 def default_cache_dir() -> Path:
     """`$LIGHTNING_VFS_CACHE`, or `~/.cache/lightning_vfs`."""
-    return Path(os.environ.get("LIGHTNING_VFS_CACHE") or "~/.cache/lightning_vfs").expanduser()
+    return local_path(os.environ.get("LIGHTNING_VFS_CACHE") or "~/.cache/lightning_vfs", "LIGHTNING_VFS_CACHE")
 
 
 def content_key(content: Any) -> str:
@@ -63,6 +63,13 @@ def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassIm
             return _read(path)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             warn_of_damage(path, error)
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise DataError(
+            f"Decoded images cannot be written to the cache {folder}: {error}. Choose another folder by "
+            "--data.cache_dir or the environment variable LIGHTNING_VFS_CACHE."
+        ) from error
     images = build()
     try:
         _write(path, images)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.core.errors import ConfigError, DataError
-from lightning_vfs.core.files import replacing
+from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.data.decode import DECODING, decode_all, is_image
 from lightning_vfs.data.decoded import DecodedFiles, ImageFiles, decoded_files
 from lightning_vfs.data.images import ClassImages, map_images, to_float
@@ -58,7 +58,7 @@ class FolderSets(SetDataModule):
         super().__init__(**kwargs)
         if on_unreadable not in ("error", "skip"):
             raise ConfigError(f"on_unreadable is {on_unreadable!r}; allowed: 'error', 'skip'.")
-        self.root = Path(root).expanduser()
+        self.root = local_path(root, "root")
         self.class_level = class_level
         self.on_unreadable = on_unreadable
         self._remarks: list[str] = []
@@ -132,14 +132,14 @@ def support_files(paths_or_folder: str | os.PathLike[str] | Sequence[str | os.Pa
         DataError: there is no such file or folder, or no image in it.
     """
     if isinstance(paths_or_folder, str | os.PathLike):
-        folder = Path(paths_or_folder).expanduser()
+        folder = local_path(paths_or_folder, "The support")
         paths = [p for p in sorted(folder.iterdir()) if p.is_file() and is_image(p)] if folder.is_dir() else [folder]
         if not paths:
             raise DataError(
                 f"There is no image in {folder}: it holds {contents(folder)}. Give the folder of one class."
             )
     else:
-        paths = [Path(path).expanduser() for path in paths_or_folder]
+        paths = [local_path(path, "The support") for path in paths_or_folder]
         if not paths:
             raise DataError("A support needs at least one image, and none was given.")
     for path in paths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -224,6 +225,9 @@ def _images_below(folder: Path, layout: FolderLayout) -> Iterator[Path]:
             status = path.stat()
         except OSError:  # a link to nowhere is an image that cannot be read
             return True
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            layout.passed_over["pipe or device"] += 1  # reading one may never end
+            return False
         identity = (status.st_dev, status.st_ino)
         new = identity not in met
         met.add(identity)

@@ -6,7 +6,6 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError, DataError
+from lightning_vfs.core.files import local_path
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data.cache import default_cache_dir
 from lightning_vfs.data.images import ClassImages
@@ -78,7 +78,7 @@ class SetDataModule(LightningDataModule, ABC):
         self.split_seed = split_seed
         self.split_fractions = split_fractions
         self.seed = seed
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
         self._check_arguments()
         self._splits: dict[Split, ClassImages] = {}
 

@@ -8,14 +8,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.core.files import replacing
+from lightning_vfs.core.files import local_path, read_json, replacing
 from lightning_vfs.version import __version__
 
 
@@ -71,8 +70,9 @@ class JSONRecord:
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         # Lists of numbers on one line each. Strings stay as they are: a line break in them is escaped.
         text = re.sub(r'\[\n[^"\[\]{}]*\]', lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
+        file = local_path(path, "The record")
         try:
-            with replacing(Path(path)) as temporary:
+            with replacing(file) as temporary:
                 # File names that are not Unicode give class names with lone surrogates, which JSON can only escape.
                 temporary.write_bytes(text.encode(errors="backslashreplace"))
         except OSError as error:
@@ -85,8 +85,9 @@ class JSONRecord:
         Raises:
             EvaluationError: no such file, not JSON, another schema, or missing fields; the message names them.
         """
+        file = local_path(path, "The record")
         try:
-            values = json.loads(Path(path).read_bytes())
+            values = read_json(file)
         except OSError as error:
             raise EvaluationError(
                 f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."
@@ -99,6 +100,8 @@ class JSONRecord:
             return cls.from_dict(values)
         except EvaluationError as error:
             raise EvaluationError(f"{path}: {error}") from None
+        except OverflowError as error:
+            raise EvaluationError(f"{path} is damaged: {error}") from error
 
 
 def _completed(parts: dict[str, Any], paths: list[str]) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from lightning_vfs.core import contract, requests
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import file_sha256
 from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.core.trust import reading
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.evaluation.record import ModelRecord
 from lightning_vfs.training.averaging import EMACallback
+from lightning_vfs.training.torch_files import load_torch_file
 
 
 def check_model(model: Any, data: SetDataModule, sampling: SamplingConfig) -> None:
@@ -86,8 +88,9 @@ def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -
         averaged, global_step = kind == "averaged ", int(step) if step.isdigit() else None
     else:
         sha256 = file_sha256(checkpoint)
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        options = state.get("callbacks", {}).get(EMACallback.__qualname__, {})
+        with reading(checkpoint):
+            state = load_torch_file(checkpoint)
+            options = dict(state.get("callbacks", {}).get(EMACallback.__qualname__, {}))
         averaged = "averaging_state" in state and not getattr(model, "takes_raw_weights", False)
         global_step = state.get("global_step")
     return ModelRecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.files import hash_of
+from lightning_vfs.core.files import begin_files, hash_of, local_path
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import save_png, to_uint8
 from lightning_vfs.evaluation.novelty import SplitNovelty
@@ -24,6 +25,14 @@ from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.indexed import IndexedRows
 from lightning_vfs.metrics.novelty import TrainingReference
+from lightning_vfs.training.ranks import gather_objects
+
+LISTING = "images.json"
+"""File that lists the images of an evaluation in their folder."""
+
+
+def _image_name(i: int) -> str:
+    return f"{i:06d}.png"
 
 
 class SplitResult(NamedTuple):
@@ -83,6 +92,32 @@ class SplitEvaluation:
         self._real_accuracy: dict[int, float] = {}
         self._copier_accuracy: dict[int, float] = {}
         self._training, self._novelty = training, dict[int | None, SplitNovelty]()
+        self._saves = False
+
+    def make_room(self, first_rank: bool) -> None:
+        """Prepare the folders of images, if the plan saves them; where they cannot be written, a warning says so.
+
+        Raises:
+            ConfigError: they hold images of those names that no evaluation has written; on every rank.
+        """
+        taken = full = None
+        if self.plan.save_images is not None and first_rank:
+            try:
+                for kind, count in {"real": len(self.real.chosen), "generated": self.plan.num_images}.items():
+                    begin_files(self._folder(kind), LISTING, [_image_name(i) for i in range(count)])
+            except (ConfigError, OSError) as error:
+                full = str(error) if isinstance(error, OSError) or error.__cause__ else None
+                taken = None if full else str(error)
+        taken, full = gather_objects((taken, full))[0]
+        if taken:
+            raise ConfigError(taken)
+        if full and first_rank:
+            warnings.warn(f"Images are not saved: {full}", stacklevel=2)
+        self._saves = self.plan.save_images is not None and not full
+
+    def _folder(self, kind: str) -> Path:
+        assert self.plan.save_images is not None
+        return local_path(self.plan.save_images, "save_images") / self.name / kind
 
     @property
     def num_choices(self) -> int:
@@ -125,6 +160,7 @@ class SplitEvaluation:
         found: dict[str, Any] = {}
         notes: tuple[str, ...] = ()
         if self.plan.metrics:
+            self.make_room(shard.rank == 0)
             self._take_real_images(shard)
             novelty = self._take_supports(episodes, shots, shard)
             self._generate_images(model, episodes, novelty, shard)
@@ -150,7 +186,7 @@ class SplitEvaluation:
                 index = torch.from_numpy(batch)
                 self.accuracy.update(rows[self._layer][index], self.real.labels[index], index, leave_one_out=True)
             self._real_accuracy = self._accuracies(self.accuracy)
-        for i in mine.tolist() if self.plan.save_images is not None else ():
+        for i in mine.tolist() if self._saves else ():
             self._save("real", i, self.images.uint8(self.real.chosen[i]))
 
     def _take_supports(self, episodes: Episodes, shots: int | None, shard: RankShard) -> SplitNovelty:
@@ -207,7 +243,7 @@ class SplitEvaluation:
                     self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
             with shard.timing("distance"):
                 novelty.update(pixels, broken, index)
-            for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self.plan.save_images is not None else ():
+            for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saves else ():
                 self._save("generated", i, image)
 
     def _conditions(self, model: Any, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
@@ -219,8 +255,12 @@ class SplitEvaluation:
         }
 
     def _save(self, kind: str, i: int, image: Tensor) -> None:
-        assert self.plan.save_images is not None
-        save_png(image, Path(self.plan.save_images) / self.name / kind / f"{i:06d}.png")
+        folder = self._folder(kind)
+        try:
+            save_png(image, folder / _image_name(i))
+        except OSError as error:
+            warnings.warn(f"Image {i} and those that follow are not written to {folder}: {error}.", stacklevel=2)
+            self._saves = False
 
     # -- figures -----------------------------------------------------------------------------------------------------
 

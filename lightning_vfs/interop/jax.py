@@ -15,12 +15,14 @@ from safetensors.numpy import save_file
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.contract import resolve_set_size
 from lightning_vfs.core.errors import CheckpointError
-from lightning_vfs.core.files import replacing
+from lightning_vfs.core.files import local_path, replacing
+from lightning_vfs.core.trust import reading
 from lightning_vfs.interop.jax_config import config_from_jax, dialect_of_cfg, jax_config_of
 from lightning_vfs.interop.jax_files import ORBAX_TREE, Flat, read_flat
 from lightning_vfs.interop.jax_parameters import from_jax_params, jax_shapes, to_jax_params, wrong_leaves
 from lightning_vfs.interop.models import model_of, shapes_of
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.modules.declared import check_declared_size
 from lightning_vfs.training.state import Moments, TrainingState, arrays
 
 SPT_SCALE = "encoder/params/to_patch_embedding/norm/scale"
@@ -68,8 +70,13 @@ def to_jax(model: VFSDDPM, path: str | Path) -> None:
 
 def read_jax(path: str | Path, cfg: Mapping[str, Any] | None = None, replica: int | None = None) -> TrainingState:
     """What training needs of a checkpoint of the JAX system to resume; arguments and errors as `from_jax`."""
-    path = Path(path)
+    path = local_path(path, "The checkpoint's path")
     flat = read_flat(path)
+    with reading(path):
+        return _state_of(flat, path, cfg, replica)
+
+
+def _state_of(flat: Flat, path: Path, cfg: Mapping[str, Any] | None, replica: int | None) -> TrainingState:
     cfg = dict(cfg) if cfg is not None else _below(flat, "cfg")
     trees = _trees(flat)
     if not trees["params"]:
@@ -80,6 +87,7 @@ def read_jax(path: str | Path, cfg: Mapping[str, Any] | None = None, replica: in
             "from_jax(path, cfg={...}), or --cfg FILE with JSON."
         )
     config = _seen_in_the_weights(config_from_jax({name: _plain(value) for name, value in cfg.items()}), trees)
+    check_declared_size(config, trees["params"], path)
     trees = _without_replicas(trees, jax_shapes(shapes_of(config), config), replica, path)
     if SPT_SCALE in trees["params"]:
         config = resolve_set_size(config, weights=len(trees["params"][SPT_SCALE]))
@@ -178,7 +186,7 @@ def write_jax(state: TrainingState, path: str | Path) -> None:
         ConfigError: the system cannot express the model; the message names the options.
         CheckpointError: the path is a folder, but not an Orbax checkpoint, or orbax is not installed.
     """
-    path = Path(path)
+    path = local_path(path, "The checkpoint's path")
     cfg = jax_config_of(state.config)
     if path.suffix == ".safetensors":
         with replacing(path) as unfinished:

@@ -16,8 +16,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lightning_vfs.core.errors import CheckpointError
+from lightning_vfs.core.files import read_json
+from lightning_vfs.core.trust import reading
 
 Flat = dict[str, Any]
+
+MOST_ENTRIES = 2**16
+"""Entries of one list or mapping of a msgpack file."""
+
+MOST_COMPRESSION = 100
+"""Bytes of an Orbax folder's arrays for one of its files. Weights cannot be compressed, moments of zeros can."""
 
 ORBAX_TREE = "_METADATA"
 ORBAX_STRINGS = "_strings.json"
@@ -29,13 +37,20 @@ def read_flat(path: Path) -> Flat:
     Raises:
         CheckpointError: there is no such file, it is damaged, or of no known format.
     """
-    if path.is_dir():
-        return _read_orbax(path)
-    if not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise CheckpointError(
             f"There is no file or folder {path}; from_jax reads an Orbax checkpoint folder, a flat safetensors file or "
             "a Flax msgpack file."
         )
+    with reading(path):
+        flat = _read_orbax(path) if path.is_dir() else _read_file(path)
+        for name, value in flat.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "biufV":
+                raise ValueError(f"{name} is an array of {value.dtype}, not of numbers")
+    return flat
+
+
+def _read_file(path: Path) -> Flat:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_msgpack(path)
 
 
@@ -63,7 +78,7 @@ def _read_safetensors(path: Path) -> Flat:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     try:
         cfg = json.loads(metadata.get("config", "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a `config` in its metadata that is not JSON: {error}") from error
     return flat | {f"cfg/{name}": value for name, value in cfg.items()}
 
@@ -83,7 +98,14 @@ def _read_msgpack(path: Path) -> Flat:
         return np.frombuffer(content, dtype=_dtype(dtype)).reshape(shape)
 
     try:
-        tree = msgpack.unpackb(path.read_bytes(), ext_hook=extension, raw=False, strict_map_key=False)
+        tree = msgpack.unpackb(
+            path.read_bytes(),
+            ext_hook=extension,
+            raw=False,
+            strict_map_key=False,
+            max_array_len=MOST_ENTRIES,  # memory for all entries is taken before they are read
+            max_map_len=MOST_ENTRIES,
+        )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise CheckpointError(
             f"{path} is damaged or not a Flax msgpack file ({error}); a flat safetensors file ends with .safetensors, "
@@ -131,10 +153,10 @@ def _read_orbax(folder: Path) -> Flat:
         hint = f"; it has the checkpoints {', '.join(inside)} in it: name one" if inside else ""
         raise CheckpointError(f"{folder} is not an Orbax checkpoint: there is no {ORBAX_TREE} in it{hint}.")
     try:
-        metadata = json.loads((folder / ORBAX_TREE).read_text())
+        metadata = read_json(folder / ORBAX_TREE)
         strings = folder / ORBAX_STRINGS
-        flat: Flat = json.loads(strings.read_text()) if strings.is_file() else {}
-    except json.JSONDecodeError as error:
+        flat: Flat = read_json(strings) if strings.is_file() else {}
+    except ValueError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
     flat = {name.replace(".", "/"): value for name, value in flat.items()}
     arrays = {
@@ -149,6 +171,9 @@ def _read_arrays(folder: Path, names: list[str], zarr3: bool) -> dict[str, np.nd
     with _of_the_extra():
         import tensorstore
 
+    for name in names:
+        if not name.strip("./"):
+            raise ValueError(f"{ORBAX_TREE} lists an array {name!r}, which is a folder outside of the checkpoint")
     base = f"file://{folder.resolve()}/"
     in_one_store = (folder / "manifest.ocdbt").is_file()
 
@@ -159,9 +184,18 @@ def _read_arrays(folder: Path, names: list[str], zarr3: bool) -> dict[str, np.nd
     driver = "zarr3" if zarr3 else "zarr"
     opened = {name: tensorstore.open({"driver": driver, "kvstore": location(name)}, read=True) for name in names}
     try:
-        reading = {name: future.result().read() for name, future in opened.items()}
-        return {name: np.asarray(future.result()) for name, future in reading.items()}
+        stores = {name: future.result() for name, future in opened.items()}
+        _check_declared_bytes(folder, sum(store.size * store.dtype.numpy_dtype.itemsize for store in stores.values()))
+        contents = {name: store.read() for name, store in stores.items()}
+        return {name: np.asarray(future.result()) for name, future in contents.items()}
     except ValueError as error:
         raise CheckpointError(
             f"{folder} is damaged: an array that {ORBAX_TREE} lists cannot be read. {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_declared_bytes(folder: Path, declared: int) -> None:
+    """Refuse arrays that would take much more memory than the folder has bytes: what is not stored reads as zeros."""
+    stored = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+    if declared > MOST_COMPRESSION * stored + 2**26:
+        raise ValueError(f"its arrays declare {declared:,} bytes, and its files have {stored:,}")

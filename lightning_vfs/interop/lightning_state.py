@@ -14,7 +14,10 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 
 from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.files import local_path
+from lightning_vfs.core.trust import reading
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.modules.declared import check_declared_size
 from lightning_vfs.training.averaging import EMACallback
 from lightning_vfs.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lightning_vfs.training.optimizer import build_adamw, warmup_cosine
@@ -40,7 +43,7 @@ def write_lightning(state: TrainingState, path: str | Path) -> None:
     epoch_loop._batches_that_stepped = max(0, state.step - 1)
     progress = epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     progress.ready = progress.completed = state.step
-    trainer.save_checkpoint(path, weights_only=False)
+    trainer.save_checkpoint(local_path(path, "The checkpoint's path"), weights_only=False)
 
 
 def _quiet_trainer(callbacks: list[Callback]) -> pl.Trainer:
@@ -98,14 +101,16 @@ def read_lightning(path: str | Path) -> TrainingState:
     """
     checkpoint = read_checkpoint(path)
     config = VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"])
+    check_declared_size(config, checkpoint["state_dict"], path)
     averaged = "current_model_state" in checkpoint
-    return TrainingState(
-        config,
-        arrays(checkpoint["current_model_state" if averaged else "state_dict"]),
-        arrays(checkpoint["state_dict"]) if averaged else None,
-        _moments(VFSDDPM(config), checkpoint),
-        checkpoint.get("global_step", 0),
-    )
+    with reading(path):
+        return TrainingState(
+            config,
+            arrays(checkpoint["current_model_state" if averaged else "state_dict"]),
+            arrays(checkpoint["state_dict"]) if averaged else None,
+            _moments(VFSDDPM(config), checkpoint),
+            int(checkpoint.get("global_step", 0)),
+        )
 
 
 def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:

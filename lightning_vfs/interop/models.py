@@ -6,6 +6,7 @@ import torch
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError
+from lightning_vfs.core.trust import reading
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.state import TrainingState, tensors
 
@@ -18,8 +19,10 @@ def model_of(state: TrainingState, averaged: bool = False) -> VFSDDPM:
     """
     if averaged and state.averaged is None:
         raise CheckpointError("There are no averaged weights (`ema_params`) in the checkpoint: use the raw ones.")
-    model = VFSDDPM(state.config)
-    model.load_state_dict(tensors(state.averaged if averaged else state.weights))  # type: ignore[arg-type]
+    weights = tensors(state.averaged if averaged else state.weights)  # type: ignore[arg-type]
+    with reading("The checkpoint"):
+        model = VFSDDPM(state.config)
+        model.load_state_dict(weights)
     return model.eval()
 
 

@@ -16,8 +16,9 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.core.files import file_sha256
+from lightning_vfs.core.files import file_sha256, local_path
 from lightning_vfs.metrics import glyph_cnn
+from lightning_vfs.training.torch_files import load_torch_file
 
 INCEPTION = "inception-v3-compat"
 METRICS = ("fid", "kid", "isc", "prc")
@@ -123,7 +124,7 @@ def _layer(name: str, metric: str) -> str:
 def _weights_file(name: str, weights_path: str | os.PathLike[str] | None) -> Path | None:
     """Where the weights of an extractor came from; None if that is not known."""
     if weights_path is not None:
-        return Path(weights_path)
+        return local_path(weights_path, "weights_path")
     if name == glyph_cnn.NAME:
         return Path(glyph_cnn.__file__).with_name("glyph_cnn.safetensors")
     downloaded = _checkpoints() / Path(URL_INCEPTION_V3).name
@@ -144,13 +145,13 @@ def _sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def _build(name: str, layers: list[str], weights_path: str | os.PathLike[str] | None) -> FeatureExtractorBase:
-    path = None if weights_path is None else Path(weights_path)
+    path = None if weights_path is None else local_path(weights_path, "weights_path")
     if path is not None and not path.is_file():
         raise EvaluationError(f"The weights of feature extractor {name!r} are missing: {path} is not a file.")
     try:
         if path is not None and name != glyph_cnn.NAME:
             # torch-fidelity unpickles whatever the file holds; a file that loads as mere weights runs no code.
-            torch.load(path, weights_only=True, map_location="cpu")
+            load_torch_file(path)
         extractor = create_feature_extractor(
             name,
             layers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from lightning_vfs.core.config import LatentConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.core.files import file_sha256
+from lightning_vfs.core.files import file_sha256, local_path, read_json
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
@@ -41,7 +40,7 @@ class Autoencoder:
     """
 
     def __init__(self, config: LatentConfig, channels: int) -> None:
-        self._folder = Path(config.autoencoder)
+        self._folder = local_path(config.autoencoder, "latent.autoencoder")
         self._channels = channels
         self._scale = config.scale
         self._downsampling = config.downsampling
@@ -159,8 +158,8 @@ def _check_files(folder: Path) -> None:
                 f"both {CONFIG} and {WEIGHTS}. A whole pipeline has such a folder in it, named vae."
             )
     try:
-        name = json.loads((folder / CONFIG).read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+        name = read_json(folder / CONFIG)["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} does not say of what class the model is ({error!r}): it is damaged, or not written by "
             "diffusers. Save it again with AutoencoderKL.save_pretrained."

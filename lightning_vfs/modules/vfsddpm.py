@@ -25,8 +25,10 @@ from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
+from lightning_vfs.core.trust import reading
 from lightning_vfs.data.images import to_float
 from lightning_vfs.modules.contracted import SetContractModule, images_of
+from lightning_vfs.modules.declared import check_declared_size
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -58,6 +60,7 @@ from lightning_vfs.training.optimizer import (
     scaler_of,
     warmup_cosine,
 )
+from lightning_vfs.training.places import check_places
 from lightning_vfs.training.precision import check_precision
 from lightning_vfs.training.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.training.ranks import gather_rows
@@ -153,13 +156,15 @@ class VFSDDPM(SetContractModule):
         """Before a checkpoint is read: files are written whole and checked when read, unless the user chose otherwise.
 
         Raises:
-            ConfigError: the trainer's strategy or precision is not supported, or it averages weights twice.
+            ConfigError: the trainer's strategy or precision is not supported, it averages weights twice, or a folder of
+                the run is a URL or cannot be written.
             ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
         """
         _ = self.autoencoder
         strategy = self.trainer.strategy
         check_strategy(strategy)
         averaging_of(self.trainer)
+        check_places(self.trainer, self)
         if stage == "fit":
             check_precision(self.trainer)
         self.use_device(strategy.root_device)
@@ -415,14 +420,18 @@ class VFSDDPM(SetContractModule):
 
         Raises:
             CheckpointError: the file is missing, damaged, or of another model.
+            UntrustedCodeError: its configuration names a class of another package that is not imported yet.
         """
         checkpoint = read_checkpoint(checkpoint_path)
+        config = VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"])
+        check_declared_size(config, checkpoint["state_dict"], checkpoint_path)
         kwargs["weights_only"] = True
-        model = super().load_from_checkpoint(checkpoint_path, map_location=map_location or "cpu", **kwargs)
-        if raw and "averaging_state" in checkpoint:
-            model.takes_raw_weights = True
-            model.on_load_checkpoint(checkpoint)
-            model.load_state_dict(checkpoint["state_dict"])
+        with reading(checkpoint_path):
+            model = super().load_from_checkpoint(checkpoint_path, map_location=map_location or "cpu", **kwargs)
+            if raw and "averaging_state" in checkpoint:
+                model.takes_raw_weights = True
+                model.on_load_checkpoint(checkpoint)
+                model.load_state_dict(checkpoint["state_dict"])
         return model
 
     @classmethod
@@ -431,11 +440,14 @@ class VFSDDPM(SetContractModule):
 
         Raises:
             CheckpointError: there is no such folder, or it does not hold a lightning_vfs model.
+            UntrustedCodeError: its configuration names a class of another package that is not imported yet.
         """
         config, state_dict = load_pretrained(name)
-        model = cls(config)
-        model._apply_config(contract.config_for_weights(state_dict, config))
-        model.load_state_dict(state_dict)
+        check_declared_size(config, state_dict, name)
+        with reading(name):
+            model = cls(config)
+            model._apply_config(contract.config_for_weights(state_dict, config))
+            model.load_state_dict(state_dict)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

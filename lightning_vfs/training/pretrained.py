@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.core.files import replacing
+from lightning_vfs.core.files import local_path, read_json, replacing
+from lightning_vfs.core.trust import check_architectures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +21,22 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Write weights and configuration, each under a temporary name first."""
+    """Write weights and configuration, each under a temporary name first.
+
+    Raises:
+        ConfigError: the folder has the config.json of something else.
+    """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder = local_path(folder, "The pretrained folder")
+    if (folder / CONFIG).exists():
+        try:
+            VFSConfig.from_dict(read_json(folder / CONFIG))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{folder / CONFIG} is there already, and is not a lightning_vfs configuration ({error}): name another "
+                "folder, so that it is not overwritten."
+            ) from error
     with replacing(folder / CONFIG) as description, replacing(folder / WEIGHTS) as weights:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}, weights)
         description.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
@@ -34,8 +47,9 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
 
     Raises:
         CheckpointError: a file is missing, damaged, or of something else; the message says which, and what to do.
+        UntrustedCodeError: the configuration names a class of another package that is not imported yet.
     """
-    folder = Path(name).expanduser()
+    folder = local_path(name, "The pretrained folder")
     if not folder.is_dir():
         folder = _download(str(name))
     for file in (WEIGHTS, CONFIG):
@@ -45,13 +59,17 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
                 f"{WEIGHTS} and {CONFIG}. For a Lightning checkpoint use `load_from_checkpoint` or --ckpt_path."
             )
     try:
-        config = VFSConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (json.JSONDecodeError, ConfigError, AttributeError, TypeError) as error:
+        values = read_json(folder / CONFIG)
+        check_architectures(folder / CONFIG, values)
+        config = VFSConfig.from_dict(values)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of nearly any kind, on values of other types
         raise CheckpointError(f"{folder / CONFIG} is not a lightning_vfs configuration: {error}") from error
     try:
         with safe_open(folder / WEIGHTS, framework) as file:
             return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+    except Exception as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or not a safetensors file: {error}") from error
 
 

@@ -44,7 +44,7 @@ def test_pictures_go_to_the_trainers_folder(trainer, painter, data, tmp_path):
     run.fit(model, datamodule=data())
     run.validate(model, datamodule=data(), verbose=False)
     run.test(model, datamodule=data(), verbose=False)
-    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    names = sorted(path.name for path in (tmp_path / "samples").glob("*.png"))
     assert names == ["step=00000008.png", "step=00000016.png", "test.png", "validate.png"]
     picture = np.asarray(Image.open(tmp_path / "samples" / "test.png"))
     assert picture.shape[2] == 3
@@ -82,7 +82,7 @@ def test_a_folder_can_be_given_and_a_sanity_check_leaves_nothing(trainer, painte
     run.fit(painter(), datamodule=data())
     assert not (tmp_path / "mine").exists()
     run.validate(painter(), datamodule=data(), verbose=False)
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["validate.png"]
+    assert [path.name for path in (tmp_path / "mine").glob("*.png")] == ["validate.png"]
 
 
 def test_mode_and_random_numbers_are_left_as_they_were(trainer, painter, data):

@@ -14,6 +14,8 @@ from lightning_vfs.callbacks import FIDCallback
 from lightning_vfs.cli import main
 from lightning_vfs.core.sampling_config import SamplingConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:glyph-cnn sees images")  # a stand-in for Inception
+
 FEW = [
     "--accelerator=cpu", "--fid.feature_extractor=glyph-cnn", "--fid.num_images=4", "--fid.steps=2",
     "--fid.few_shot_way=null", "--fid.splits=[out]",

@@ -10,6 +10,11 @@ import torch
 
 from lightning_vfs.cli import main
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:glyph-cnn sees images"),  # a stand-in for Inception
+    pytest.mark.filterwarnings("ignore:The model generated images that are not finite"),  # which an error follows
+]
+
 EVALUATE = [
     "--fid.feature_extractor=glyph-cnn", "--fid.num_images=4", "--fid.steps=2", "--fid.splits=[out]",
     "--fid.few_shot_way=null",

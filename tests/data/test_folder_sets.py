@@ -18,6 +18,7 @@ from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.data import FolderSets, load_support
 from lightning_vfs.data.decode import decode, decode_all, extensions
 from lightning_vfs.data.folders import UnreadableImagesWarning
+from lightning_vfs.data.layout import find_classes
 from lightning_vfs.data.module import SmallClassWarning
 from tests.processes import run_together
 
@@ -513,3 +514,12 @@ def test_a_support_that_is_not_there_is_explained(image_folder: Write) -> None:
         load_support([root / "broken.png"], 8, 1)
     with pytest.raises(DataError, match=re.escape(f"{root / 'c0'} cannot be read as an image")):
         load_support([root / "c0"], 8, 1)
+
+
+def test_pipes_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "0.png")
+    os.mkfifo(tmp_path / "a" / "1.png")
+    layout = find_classes(tmp_path)
+    assert [len(found.images) for found in layout.classes] == [1]
+    assert layout.remarks() == ["Passed over as not images: 1 pipe or device."]

@@ -21,6 +21,8 @@ from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, compare, 
 from lightning_vfs.metrics.fidelity import FidelityOptions, fidelity_figures
 from tests.callbacks.conftest import CONFIG, TINY, Painter, Patterns
 
+pytestmark = pytest.mark.filterwarnings("ignore:glyph-cnn sees images")  # a stand-in for Inception
+
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
 MODEL = replace(CONFIG, diffusion=replace(CONFIG.diffusion, timesteps=50))
 SHOWN = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}

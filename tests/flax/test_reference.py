@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 from lightning_vfs.core import standard_gaussian_kl_bits
 from lightning_vfs.flax import FlaxVFSDDPM
 from lightning_vfs.interop import from_jax
-from tests.flax.compilation import quick_jit
 
 pytestmark = pytest.mark.numeric
 
@@ -58,7 +57,7 @@ def of_reverse_step(model: FlaxVFSDDPM, inputs: dict, expected: dict) -> dict[st
 def test_outputs_are_those_of_the_jax_system(path: Path) -> None:
     case = unflatten_dict(load_file(path), sep="/")
     model, expected = FlaxVFSDDPM(from_jax(path).config, case["params"]), case["outputs"]
-    found = quick_jit(functools.partial(of_networks, model))(model.params, case["inputs"])
+    found = jax.jit(functools.partial(of_networks, model))(model.params, case["inputs"])
     found |= of_reverse_step(model, case["inputs"], expected)
     assert found.keys() == expected.keys()
     for name, value in found.items():

@@ -19,7 +19,6 @@ from lightning_vfs.core import ConfigError, DiffusionConfig
 from lightning_vfs.flax import FlaxVFSDDPM, generation
 from lightning_vfs.flax.few_shot_diffusion import FewShotDiffusion
 from tests.conftest import QUICK_XLA
-from tests.flax.compilation import quick_jit
 from tests.flax.models import UNET
 from tests.numerics import JAX_REFERENCE, NETWORK, rounding, sampling_gain
 
@@ -67,9 +66,7 @@ DRAWS: dict[str, tuple[dict, dict, dict]] = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_images_are_those_of_torch(tiny_model, monkeypatch, name: str) -> None:
-    quick = quick_jit(generation.generate.__wrapped__, static_argnames=("module", "sampling"))
-    monkeypatch.setattr(generation, "generate", quick)
+def test_images_are_those_of_torch(tiny_model, name: str) -> None:
     model, condition, how = DRAWS[name]
     model, how = tiny_model(**model), {"num_images": 5, "steps": 6, "batch_size": 3, **how}
     expected = model.sample(**condition, **how)
@@ -97,8 +94,7 @@ def test_images_do_not_depend_on_the_batch_size(tiny_model) -> None:
         ({"encoder": {"pool": "none", "context": "variational_discrete"}, "denoiser": {"conditioning": "lag"}}, None),
     ],
 )
-def test_contexts_of_supports_are_those_of_torch(tiny_model, monkeypatch, model: dict, t: list[int] | None) -> None:
-    monkeypatch.setattr(generation, "encode", quick_jit(generation.encode.__wrapped__, static_argnames="module"))
+def test_contexts_of_supports_are_those_of_torch(tiny_model, model: dict, t: list[int] | None) -> None:
     model, support = tiny_model(**model), supports(2, 3)
     expected = model.encode(support, None if t is None else torch.tensor(t))
     context = FlaxVFSDDPM.from_torch(model).encode(support.numpy(), None if t is None else np.array(t))

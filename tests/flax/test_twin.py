@@ -27,7 +27,6 @@ from lightning_vfs.flax.model import NOT_IN_JAX
 from lightning_vfs.flax.unet import UNet
 from lightning_vfs.interop.jax_parameters import from_jax_params, to_jax_params
 from tests.conftest import tiny_config
-from tests.flax.compilation import quick_jit
 from tests.flax.models import MODELS, MORE_MODELS, UNET, training_batch
 
 LIBRARY = Path(lightning_vfs.__file__).parent
@@ -77,7 +76,7 @@ def check_loss(model: VFSDDPM, batch: dict[str, torch.Tensor], found: tuple[jax.
 def test_context_denoiser_loss_and_gradients_are_those_of_torch(tiny_model, name: str) -> None:
     model = tiny_model(3, **MODELS[name])
     twin, batch = twin_of(model), training_batch(model.config)
-    step = quick_jit(jax.value_and_grad(functools.partial(loss_in_jax, twin), has_aux=True))
+    step = jax.jit(jax.value_and_grad(functools.partial(loss_in_jax, twin), has_aux=True))
     found, gradients = step(twin.params, {name: value.numpy() for name, value in batch.items()})
     check_loss(model, batch, found).backward()
     of_torch = dict(model.named_parameters())
@@ -98,7 +97,7 @@ def test_context_denoiser_and_loss_are_those_of_torch(tiny_model, name: str) -> 
     model = tiny_model(3, **MORE_MODELS[name])
     twin, batch = twin_of(model), training_batch(model.config)
     given = {name: value.numpy() for name, value in batch.items()}
-    check_loss(model, batch, quick_jit(functools.partial(loss_in_jax, twin))(twin.params, given))
+    check_loss(model, batch, jax.jit(functools.partial(loss_in_jax, twin))(twin.params, given))
 
 
 def test_the_parts_can_be_used_alone(tiny_model) -> None:
@@ -108,7 +107,7 @@ def test_the_parts_can_be_used_alone(tiny_model) -> None:
     expected = model.context(x_set, label=label)
     context = twin.context(x_set.numpy(), label=label.numpy())
     np.testing.assert_array_equal(context, expected.detach())
-    output = quick_jit(twin.denoiser)(x_t.numpy(), t.numpy(), context)
+    output = jax.jit(twin.denoiser)(x_t.numpy(), t.numpy(), context)
     np.testing.assert_allclose(output, model.denoiser(x_t, t, expected).detach(), atol=2e-5, rtol=0)
     discrete = tiny_model(3, encoder={"context": "variational_discrete"})
     logits = FlaxVFSDDPM.from_torch(discrete).posterior(np.ones((2, 16), np.float32))
@@ -183,7 +182,7 @@ def test_nothing_is_dropped_without_a_key_and_something_else_with_another(tiny_m
     model = tiny_model(3, encoder={"dropout": 0.5}, denoiser={"dropout": 0.5})
     twin = FlaxVFSDDPM.from_torch(model)
     batch = {name: value.numpy() for name, value in training_batch(model.config).items()}
-    loss = quick_jit(lambda rng=None: twin.loss(twin.params, **batch, dropout_rng=rng))
+    loss = jax.jit(lambda rng=None: twin.loss(twin.params, **batch, dropout_rng=rng))
     without, first, again, other = loss(), *(loss(jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_allclose(without, model.loss(**training_batch(model.config)).detach(), atol=2e-5)
     assert first == again and len({float(without), float(first), float(other)}) == 3
@@ -194,7 +193,7 @@ def test_optax_trains_it_and_leaves_the_positions_alone(tiny_model) -> None:
     batch = {name: value.numpy() for name, value in training_batch(twin.config).items()}
     optimizer = optax.adam(3e-3)
 
-    @quick_jit
+    @jax.jit
     def step(params, state):
         loss, gradients = jax.value_and_grad(twin.loss)(params, **batch)
         updates, state = optimizer.update(gradients, state)
