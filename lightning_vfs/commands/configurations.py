@@ -1,9 +1,12 @@
-"""`--config glyphs`: the configurations that the package ships, by their names."""
+"""Configurations: those that the package ships, by their names (`--config glyphs`), and those that runs write."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_vfs.core.errors import ConfigError
 
@@ -45,3 +48,30 @@ def _path(value: str) -> str:
             f"The packaged ones are {', '.join(names())}."
         )
     return str(FOLDER / f"{name}.yaml")
+
+
+def own_configuration(folder: Path, fingerprint: dict[str, Any]) -> Path:
+    """The file for a run's configuration in a folder: `config.yaml`, or `config-v1.yaml` if that is another run's."""
+    for version in itertools.count():
+        path = folder / (f"config-v{version}.yaml" if version else "config.yaml")
+        if _states(path, fingerprint) or not fingerprint_file(path).is_file():
+            return path
+    raise AssertionError("there is always another version")
+
+
+def configuration_of(folder: Path, fingerprint: dict[str, Any]) -> Path:
+    """The configuration of the run with this fingerprint in a folder; `config.yaml` if none states it."""
+    of_runs = (path for path in sorted(folder.glob("config-v*.yaml")) if _states(path, fingerprint))
+    return next(of_runs, folder / "config.yaml")
+
+
+def fingerprint_file(path: Path) -> Path:
+    """The file with the fingerprint of the run that has written a configuration."""
+    return path.with_name(path.name.replace("config", "fingerprint", 1)).with_suffix(".json")
+
+
+def _states(path: Path, fingerprint: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(fingerprint_file(path).read_bytes()) == fingerprint)
+    except (OSError, ValueError):
+        return False

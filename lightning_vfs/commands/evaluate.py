@@ -12,14 +12,17 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
+from lightning_vfs.commands.configurations import configuration_of
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import check_class_paths, import_trusted
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
 from lightning_vfs.core.trust import check_plain
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.evaluation.record import FILE_NAME
+from lightning_vfs.training.checkpoints import read_checkpoint
 
 MOST_YAML = 2**20
 """Bytes of the configuration of a run."""
@@ -84,7 +87,8 @@ def _data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any
     known = "--data GlyphSets, or --data FolderSets --data.root FOLDER"
     if ckpt_path is None:
         raise ConfigError(f"A pretrained folder does not say what data to evaluate on: give {known}.")
-    config = Path(ckpt_path).resolve().parent.parent / "config.yaml"
+    folder = Path(ckpt_path).resolve().parent.parent
+    config = configuration_of(folder, read_checkpoint(ckpt_path).get(FINGERPRINT, {}))
     if not config.is_file():
         raise ConfigError(f"There is no configuration of the run ({config}) to take the data from: give {known}.")
     try:

@@ -1,12 +1,13 @@
-"""`--ckpt_path last`: the newest checkpoint of the folders that a configuration's runs write to."""
+"""`--ckpt_path last`: the newest checkpoint of this very run in the folders that a configuration's runs write to."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -14,29 +15,37 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.core.errors import CheckpointError, ConfigError, VFSError
+from lightning_vfs.core.fingerprint import Fingerprint, differences, fingerprint_of_checkpoint, unknown
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.ranks import gather_objects
+from lightning_vfs.training.resuming import reopen_unfinished_epoch
 
 LAST, LAST_IF_ANY = "last", "last_if_any"
 
 HELP = (
-    "A checkpoint to resume (fit) or to take the weights from: a path; `last`, the newest that runs of this "
-    "configuration have written; or, for fit, `last_if_any`, which starts a new run if there is none: one command for "
-    "a job's first start and every restart."
+    "A checkpoint to resume (fit) or to take the weights from: a path; `last`, the newest that a run of the same data, "
+    "seed, model and optimizer has written; or, for fit, `last_if_any`, which starts a new run if there is none: one "
+    "command for a job's first start and every restart."
 )
 
+LISTED = 5
+"""Checkpoints of other runs that a message lists."""
 
-def last_checkpoint(asked: str, subcommand: str, trainer: Namespace) -> Path | None:
-    """What `--ckpt_path last` or `last_if_any` stands for: the newest checkpoint of all runs of a configuration.
+
+def last_checkpoint(
+    asked: str, subcommand: str, trainer: Namespace, ours: Callable[[], Fingerprint]
+) -> tuple[Path, dict[str, Any]] | None:
+    """What `--ckpt_path last` or `last_if_any` stands for: the newest checkpoint of a run with this fingerprint.
 
     Args:
         asked: `last` or `last_if_any`.
         subcommand: `fit` only resumes checkpoints with an optimizer's state.
         trainer: the trainer's part of the configuration, as parsed.
+        ours: gives the fingerprint of the run that is about to start; called if there is a checkpoint at all.
 
     Returns:
-        None for `last_if_any` if there is none.
+        The file and its contents; None for `last_if_any` if there is none.
 
     Raises:
         CheckpointError: there is none, and `last` asks for one.
@@ -45,25 +54,85 @@ def last_checkpoint(asked: str, subcommand: str, trainer: Namespace) -> Path | N
     if asked == LAST_IF_ANY and subcommand != "fit":
         raise ConfigError(f"--ckpt_path {LAST_IF_ANY} is for fit; {subcommand} takes a path or {LAST}.")
     searched = checkpoint_folders(trainer)
-    found = _newest(searched, whole=subcommand == "fit")
+    found, others = _newest(searched, subcommand == "fit", ours)
     if found is not None:
-        rank_zero_info(f"--ckpt_path {asked}: {found} is the newest checkpoint of this configuration's runs.")
-        return found
-    nothing = f"there is no checkpoint {' or '.join(os.path.join(folder, pattern) for folder, pattern in searched)}"
+        path, checkpoint, unknown = found
+        rank_zero_info(f"--ckpt_path {asked}: {path} is the newest checkpoint of this configuration's runs.")
+        if unknown:
+            rank_zero_info(
+                f"An older version wrote it, which did not store its {unknown}: make sure they are the same."
+            )
+        if others:
+            rank_zero_info(f"Newer, but of other runs:\n{_listed(others)}")
+        return path, checkpoint
+    where = " or ".join(os.path.join(folder, pattern) for folder, pattern in searched)
+    nothing = f"there is no checkpoint {where}"
+    if others:
+        nothing = f"there is no checkpoint of this run in {where}, but of others:\n{_listed(others)}\n"
     if asked == LAST:
         begin = f"; to start a new run, leave --ckpt_path out, or give {LAST_IF_ANY}" if subcommand == "fit" else ""
-        raise CheckpointError(f"--ckpt_path {LAST}: {nothing}. Give the path of one that is elsewhere{begin}.")
-    rank_zero_info(f"--ckpt_path {LAST_IF_ANY}: {nothing}; a new run starts.")
+        instead = f". Give the path of one that is elsewhere{begin}."
+        if others:
+            instead = f"To use one of these anyway, give its path: --ckpt_path {others[0].path}{begin}."
+        raise CheckpointError(f"--ckpt_path {LAST}: {nothing}{instead}")
+    rank_zero_info(f"--ckpt_path {LAST_IF_ANY}: {nothing}{'A' if others else '; a'} new run starts.")
     return None
 
 
-def _newest(searched: list[tuple[Path, str]], whole: bool) -> Path | None:
-    files = {file for folder, pattern in searched for file in folder.glob(pattern) if file.is_file()}
+class _PassedOver(NamedTuple):
+    path: Path
+    reason: str
+
+
+def _listed(others: Sequence[_PassedOver]) -> str:
+    lines = [f"  {path}: {reason}" for path, reason in others[:LISTED]]
+    return "\n".join(lines + ([f"  and {len(others) - LISTED} more"] if len(others) > LISTED else []))
+
+
+def _newest(
+    searched: list[tuple[Path, str]], whole: bool, ours: Callable[[], Fingerprint]
+) -> tuple[tuple[Path, dict[str, Any], str] | None, list[_PassedOver]]:
+    """The newest checkpoint with our fingerprint, what it lacks to be compared; and what was passed over before it.
+
+    Of the checkpoints of a folder that differ in the same way only the newest is listed.
+    """
+    # An empty file keeps the name for what a run is writing.
+    files = {f for folder, pattern in searched for f in folder.glob(pattern) if f.is_file() and f.stat().st_size}
+    others: dict[tuple[Path, str], _PassedOver] = {}
+    mine: Fingerprint | None = None
     # There may be several of one step; `last` is written last.
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name.startswith("last")), reverse=True):
-        if not whole or "optimizer_states" in read_checkpoint(file):
-            return file
-    return None
+        try:
+            checkpoint = read_checkpoint(file)
+            theirs = fingerprint_of_checkpoint(checkpoint)
+        except VFSError as error:
+            others.setdefault((file, ""), _PassedOver(file, str(error)))
+            continue
+        if whole and "optimizer_states" not in checkpoint:
+            continue
+        mine = ours() if mine is None else mine
+        different = differences(theirs, mine)
+        if not different:
+            return (file, checkpoint, unknown(theirs, mine)), list(others.values())
+        reason = f"step {checkpoint.get('global_step')}; {', '.join(different)}"
+        others.setdefault((file.parent, ", ".join(different)), _PassedOver(file, reason))
+    return None, list(others.values())
+
+
+def nothing_left(checkpoint: dict[str, Any], trainer: Namespace) -> str | None:
+    """Why a run that resumes this checkpoint would train nothing: it has reached its last step or epoch."""
+    max_steps, max_epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    step = checkpoint.get("global_step", 0)
+    if max_steps is not None and 0 <= max_steps <= step:
+        return f"step {step} is reached, and max_steps is {max_steps}"
+    fit_loop = deepcopy(checkpoint.get("loops", {}).get("fit_loop", {}))
+    if max_epochs is None or max_epochs < 0 or "epoch_progress" not in fit_loop:
+        return None
+    reopen_unfinished_epoch(fit_loop)
+    epoch = fit_loop["epoch_progress"]["current"]
+    # Saved in its last batch, an epoch is not counted yet.
+    epochs = epoch["started"] if fit_loop["epoch_loop.batch_progress"]["is_last_batch"] else epoch["processed"]
+    return f"{epochs} epochs are done, and max_epochs is {max_epochs}" if max_epochs <= epochs else None
 
 
 def checkpoint_folders(trainer: Namespace) -> list[tuple[Path, str]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,7 +26,15 @@ from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.commands import own_model
-from lightning_vfs.commands.last_checkpoint import HELP, LAST, LAST_IF_ANY, SameCheckpoint, last_checkpoint
+from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
+from lightning_vfs.commands.last_checkpoint import (
+    HELP,
+    LAST,
+    LAST_IF_ANY,
+    SameCheckpoint,
+    last_checkpoint,
+    nothing_left,
+)
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import import_trusted
@@ -31,8 +42,11 @@ from lightning_vfs.core import contract
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationError
-from lightning_vfs.core.files import local_path
+from lightning_vfs.core.files import local_path, replacing
+from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
+from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
 
@@ -56,11 +70,11 @@ class VFSCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
-        model_class, args = own_model.own_model(args)
+        self._model_class, args = own_model.own_model(args)
         sys.argv = [before[0], *args]
         try:
             super().__init__(
-                model_class,
+                self._model_class,
                 SetDataModule,
                 subclass_mode_data=True,
                 seed_everything_default=0,
@@ -74,11 +88,14 @@ class VFSCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
+        except _NothingLeftError as finished:
+            rank_zero_info(str(finished))
         finally:
             sys.argv = before
 
     def after_instantiate_classes(self) -> None:
         self._check_mesh()
+        self.model.asked = self._asked
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
 
@@ -182,6 +199,7 @@ class VFSCLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
+        self._seed = "random" if config["seed_everything"] is True else None
         # Set aside: Lightning would let the hyper-parameters of a checkpoint here override all flags.
         self._checkpoint: str | None = config["ckpt_path"]
         config["ckpt_path"] = None
@@ -194,12 +212,22 @@ class VFSCLI(LightningCLI):
         checkpoint = self._read = None
         if self._checkpoint and "://" in self._checkpoint:
             local_path(self._checkpoint, "--ckpt_path")
+        self._asked = self._asked_of_run(config)
         if self._checkpoint in (LAST, LAST_IF_ANY):
-            found = last_checkpoint(self._checkpoint, self.config["subcommand"], config["trainer"])
-            self._checkpoint = str(found) if found else None
+            subcommand: str = self.config["subcommand"]
+            found = last_checkpoint(
+                self._checkpoint, subcommand, config["trainer"], lambda: self._fingerprint(config["data"])
+            )
+            self._checkpoint = str(found[0]) if found else None
             if found:
+                reached = nothing_left(found[1], config["trainer"]) if subcommand == "fit" else None
+                if reached is not None:
+                    raise _NothingLeftError(
+                        f"This run is finished: {reached} ({found[0]}). To train further, raise that; to start again, "
+                        "leave --ckpt_path out."
+                    )
                 # Processes that this one starts may look later, when there is a newer one.
-                sys.argv.append(f"--ckpt_path={found}")
+                sys.argv.append(f"--ckpt_path={found[0]}")
         # `best` and `hpc` are found by the trainer; the model's load hook then checks them.
         if self._checkpoint and self._checkpoint not in ("best", "hpc"):
             checkpoint = read_checkpoint(self._checkpoint)
@@ -222,6 +250,22 @@ class VFSCLI(LightningCLI):
             name = self._given_model.get(f"config.{part}.architecture")
             if isinstance(name, str) and is_path(name):
                 choose(name, {})
+
+    def _asked_of_run(self, config: Namespace) -> Fingerprint:
+        """Parts of the run's fingerprint that the configuration states, before a checkpoint replaces them."""
+        model, data = config["model"], config["data"]
+        may_change = getattr(locate(data["class_path"]), "may_change", SetDataModule.may_change)
+        options = {name: value for name, value in vars(data["init_args"]).items() if name not in may_change}
+        own = {name: value for name, value in vars(model).items() if name not in signature(VFSDDPM).parameters}
+        kind = {"class": f"{self._model_class.__module__}.{self._model_class.__qualname__}", **own}
+        return fingerprint(kind, model["config"].as_dict(), model["optimizer"].as_dict(), options, self._seed)
+
+    def _fingerprint(self, data: Namespace) -> Fingerprint:
+        """The run's whole fingerprint, before anything of the run is built."""
+        parser = ArgumentParser()
+        parser.add_subclass_arguments(SetDataModule, "data")
+        identity = parser.instantiate(Namespace(data=data.clone()))["data"].identity()
+        return fingerprint({}, {}, {}, identity, global_seed()) | self._asked
 
     def _take_hyper_parameters(self, model: Namespace, hyper_parameters: dict[str, Any]) -> None:
         """The checkpoint's hyper-parameters become the model's, except for what the user gave.
@@ -295,24 +339,42 @@ def _located(values: Any, option: str = "") -> Any:
     return os.path.expanduser(values) if values.startswith("~") else values
 
 
+class _NothingLeftError(Exception):
+    """The run that is to be resumed is finished; says why."""
+
+
 class SaveRunConfig(SaveConfigCallback):
-    """Write a run's configuration next to its log, but never overwrite a file that no run wrote.
+    """Write a run's configuration and fingerprint next to its log, but over no file of the user or of another run.
+
+    In a folder that another run has, they are `config-v1.yaml` and `fingerprint-v1.json`.
 
     Raises:
-        ConfigError: there is such a file.
+        ConfigError: there is a `config.yaml` that no run has written.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before Lightning writes it, on every rank; a fast_dev_run writes nothing."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        path = folder / self.config_filename
         if path.is_file() and not path.read_text(errors="replace").startswith(WRITTEN_BY_LIGHTNING):
             raise ConfigError(
                 f"The run's configuration would overwrite {path}, which no run has written: set "
                 "--trainer.default_root_dir FOLDER, or move the file."
             )
+        if stage == "fit":
+            if trainer.is_global_zero:
+                self.config_filename = own_configuration(folder, cast(VFSDDPM, pl_module).fingerprint).name
+        elif trainer.strategy.broadcast(path.is_file()):
+            return  # it is that of the run that trained here
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
+            with replacing(fingerprint_file(path)) as temporary:
+                temporary.write_text(json.dumps(pl_module.fingerprint, indent=2) + "\n")
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

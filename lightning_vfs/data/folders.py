@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +50,8 @@ class FolderSets(SetDataModule):
         ConfigError: a value is not allowed.
     """
 
+    may_change = SetDataModule.may_change | {"root", "class_level", "on_unreadable"}
+
     def __init__(
         self,
         root: str,
@@ -62,6 +66,7 @@ class FolderSets(SetDataModule):
         self.class_level = class_level
         self.on_unreadable = on_unreadable
         self._remarks: list[str] = []
+        self._contents: dict[str, Any] | None = None
 
     def load(self) -> ClassImages | Mapping[Split, ClassImages]:
         """All images; decoded on first use, then from the cache.
@@ -78,6 +83,7 @@ class FolderSets(SetDataModule):
         files = ImageFiles(self.root, paths, self.image_size, self.channels, (DECODING, PIL.__version__))
         decoded = decoded_files(files, self.cache_dir, rank_zero_info)
         self._remarks = layout.remarks()
+        self._contents = _contents(layout)
         if not decoded.readable.all():
             self._judge_unreadable(files, decoded)
         everything = _class_images(layout, files, decoded)
@@ -92,6 +98,12 @@ class FolderSets(SetDataModule):
 
     def remarks(self) -> list[str]:
         return self._remarks
+
+    def contents(self) -> dict[str, Any]:
+        """Classes, images, and a key of their names, files and sizes: a copy of the folder elsewhere has the same."""
+        if self._contents is None:
+            self._contents = _contents(find_classes(self.root, self.class_level))
+        return self._contents
 
     def _judge_unreadable(self, files: ImageFiles, decoded: DecodedFiles) -> None:
         """List what cannot be read in a file, and refuse it or say that it is left out."""
@@ -110,6 +122,20 @@ class FolderSets(SetDataModule):
             )
         self._remarks.append(f"Left out: {found} (listed in {listed}).")
         rank_zero_warn(f"{found}, and are left out: {listed} lists them.", category=UnreadableImagesWarning)
+
+
+def _contents(layout: FolderLayout) -> dict[str, Any]:
+    sha, count = hashlib.sha256(), 0
+    for name, folder, split, images in layout.classes:
+        sha.update(json.dumps([name, split, len(images)]).encode())
+        count += len(images)
+        for path in images:
+            try:
+                size = path.stat().st_size
+            except OSError:
+                size = -1
+            sha.update(json.dumps([printable(str(path.relative_to(folder))), size]).encode())
+    return {"classes": len(layout.classes), "images": count, "files": sha.hexdigest()[:16]}
 
 
 def _class_images(layout: FolderLayout, files: ImageFiles, decoded: DecodedFiles) -> ClassImages:

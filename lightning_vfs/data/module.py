@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -49,9 +50,14 @@ class SetDataModule(LightningDataModule, ABC):
         cache_dir: folder for decoded images; None takes the environment variable LIGHTNING_VFS_CACHE, or
             ~/.cache/lightning_vfs.
 
+    Attributes:
+        may_change: options that do not decide which sets are drawn: a run may go on with others.
+
     Raises:
         ConfigError: a value is not allowed.
     """
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"batch_size", "eval_sets", "num_workers", "cache_dir"})
 
     def __init__(
         self,
@@ -162,6 +168,20 @@ class SetDataModule(LightningDataModule, ABC):
         """Lines on what was passed over when the images were loaded, for `describe`."""
         return []
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the sets that are drawn, as plain values; by it runs on other data are told apart.
+
+        These are the class, its options other than `may_change` (those that it keeps under their own names), and what
+        `contents` says.
+        """
+        options = {name for kind in type(self).__mro__ for name in _parameters(kind)} - self.may_change
+        kept = {name: getattr(self, name) for name in sorted(options) if hasattr(self, name)}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **kept, **self.contents()}
+
+    def contents(self) -> dict[str, Any]:
+        """What the data consists of, for `identity`, as plain values; found without reading the images."""
+        return {}
+
     def describe_sets(self, index: Sequence[int]) -> list[SetDescription]:
         """Which class and images the training sets with these global indices are made of."""
         sampler, images = self._sampler("train"), self.split("train")
@@ -239,6 +259,12 @@ class SetDataModule(LightningDataModule, ABC):
                 f"split_fractions is {tuple(shares)}; it must be three numbers for train (above 0), val and test "
                 "(0 or above) that sum to 1, such as 0.8, 0.1, 0.1."
             )
+
+
+def _parameters(kind: type) -> list[str]:
+    """Names of the arguments that a class's own constructor takes."""
+    own = vars(kind).get("__init__")
+    return [] if own is None or kind is object else list(inspect.signature(own).parameters)
 
 
 def _refuse_shared_classes(splits: Mapping[Split, ClassImages]) -> None:

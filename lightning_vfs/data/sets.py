@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -68,6 +69,9 @@ class SetSampler(Sampler[SetPlan]):
         drop_last: leave out the last sets, which do not fill a global batch; otherwise the sets are spread evenly, and
             all are delivered exactly once.
 
+    Attributes:
+        start: sets of the epoch that were delivered before, perhaps in batches of another size: batches begin there.
+
     Raises:
         ConfigError: too few sets for one batch on every rank.
     """
@@ -104,9 +108,9 @@ class SetSampler(Sampler[SetPlan]):
                 f"{field} is {num_sets}, less than the {needed} that {world_size} rank(s) with batch_size {batch_size} "
                 f"need. Set --data.{field} to {needed} or more, or use a smaller batch or fewer ranks."
             )
-        if drop_last:
-            self._bounds = np.arange(num_sets // global_batch + 1) * global_batch
-        else:
+        self.global_batch = global_batch
+        self._bounds: np.ndarray | None = None
+        if not drop_last:
             # No more batches than let every rank have a set in each: with one set per batch the last ones may hold two.
             batches = min(-(-num_sets // global_batch), num_sets // world_size)
             self._bounds = np.arange(batches + 1) * num_sets // batches
@@ -123,12 +127,18 @@ class SetSampler(Sampler[SetPlan]):
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
-        return len(self._bounds) - 1
+        return len(self.bounds()) - 1
+
+    def bounds(self, start: int = 0) -> np.ndarray:
+        """Number of the first set of every batch, and of the one after the last, if `start` sets are delivered."""
+        if self._bounds is not None:
+            return self._bounds[self._bounds >= start]
+        return start + np.arange(max(0, self.num_sets - start) // self.global_batch + 1) * self.global_batch
 
     def __iter__(self) -> Iterator[SetPlan]:
-        """Batches of the epoch, from number `start` on."""
+        """Batches of the epoch, from set number `start` on."""
         drawn = self._draw(self.epoch)
-        for first, end in zip(self._bounds[self.start : -1], self._bounds[self.start + 1 :], strict=True):
+        for first, end in itertools.pairwise(self.bounds(self.start).tolist()):
             mine = slice(
                 first + (end - first) * self.rank // self.world_size,
                 first + (end - first) * (self.rank + 1) // self.world_size,
@@ -167,7 +177,10 @@ class _PlannedSets(Dataset[SetBatch]):
 
 
 def _obey_the_run_alone(worker: int) -> None:
-    """SLURM and signals to a process group reach workers too, but a run that has been signalled still needs them."""
+    """SLURM, Ctrl-C and signals to a process group reach workers too, but a run that was signalled still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # the system does not tell who sent a signal
+        return
     parent = multiprocessing.parent_process()  # the run's, where os.getppid() may be a fork server's
     assert parent is not None
     run, signals = parent.pid, {signal.SIGTERM, signal.SIGUSR1}
@@ -206,11 +219,10 @@ class SetLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            # where the system tells who sent a signal
-            worker_init_fn=_obey_the_run_alone if hasattr(signal, "sigwaitinfo") else None,
+            worker_init_fn=_obey_the_run_alone,
         )
         self._epoch = 0
-        self._delivered = 0
+        self._sets = 0  # of this epoch that are delivered, on all ranks
         self._resuming = False
 
     def __len__(self) -> int:
@@ -221,23 +233,31 @@ class SetLoader:
         """Deliver the sampler's epoch, from where a loaded state left it."""
         # As a generator this begins with the first batch that is asked for. Lightning makes the iterator of a run's
         # first epoch before it calls set_epoch: workers would fetch the sets of epoch 0 after every resume.
-        self.batch_sampler.start = self._delivered if self._resuming and self._epoch == self.batch_sampler.epoch else 0
+        self.batch_sampler.start = self._sets if self._resuming and self._epoch == self.batch_sampler.epoch else 0
         self._resuming = False
-        self._epoch, self._delivered = self.batch_sampler.epoch, self.batch_sampler.start
+        self._epoch, self._sets = self.batch_sampler.epoch, self.batch_sampler.start
+        ends = self.batch_sampler.bounds(self._sets)[1:].tolist()
         start = time.perf_counter()
-        for batch in self._loader:
+        for batch, end in zip(self._loader, ends, strict=True):
             self.waited += time.perf_counter() - start
-            self._delivered += 1
+            self._sets = end
             yield batch
             start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        """Position to resume from; Lightning stores it in checkpoints, so that an epoch resumes where it stopped."""
-        return {"epoch": self._epoch, "delivered": self._delivered}
+        """Position to resume from, in sets: batches may have another size then, and there may be other ranks.
+
+        Lightning stores it in checkpoints, so that an epoch resumes where it stopped.
+        """
+        return {"epoch": self._epoch, "sets": self._sets}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume from a stored position when its epoch is iterated next."""
-        self._epoch, self._delivered, self._resuming = state["epoch"], state["delivered"], True
+        self._epoch, self._sets, self._resuming = state["epoch"], self.position(state), True
+
+    def position(self, state: dict[str, int]) -> int:
+        """Sets of its epoch that a stored state has delivered; older ones count batches, which had the size of now."""
+        return state["sets"] if "sets" in state else state["delivered"] * self.batch_sampler.global_batch
 
     @property
     def _iterator(self) -> Any:

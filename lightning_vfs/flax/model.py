@@ -229,7 +229,7 @@ class FlaxVFSDDPM:
                 or one; the same of labels.
             OverflowError: the seed has more than 64 bits.
         """
-        how = {"seed": seed, "batch_size": batch_size, "label": label, "devices": devices}
+        how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "label": label, "devices": devices}
         images = jnp.concatenate(list(self.sample_batches(support, num_images, sampling, **how, **options)))
         batched = np.ndim(label) == 1 if label is not None else support is not None and support.ndim == 5
         return images.reshape(-1, num_images, *images.shape[1:]) if batched else images

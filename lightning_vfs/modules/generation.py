@@ -138,7 +138,7 @@ class FewShotGenerator(FewShotDiffusion):
         Raises:
             SetSizeMismatchError, ConfigError, ValueError: as in `generate`.
         """
-        how = {"seed": seed, "batch_size": batch_size, "label": label}
+        how: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "label": label}
         images = torch.cat(list(self.sample_batches(support, num_images, sampling, **how, **options)))
         batched = label.ndim == 1 if isinstance(label, Tensor) else support is not None and support.ndim == 5
         return rearrange(images, "(b m) c h w -> b m c h w", m=num_images) if batched else images

@@ -22,6 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_vfs.core import contract
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
+from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
@@ -119,6 +121,7 @@ class VFSDDPM(SetContractModule):
             if isinstance(module, NetworkBlock):
                 module.checkpoint_activations = checkpoint_activations
         self.timestep_sampler: LossSecondMoment | None = None
+        self._timesteps_of_step: dict[str, Tensor] | None = None  # its state at the end of the last whole step
         if self.config.diffusion.timestep_sampling == "loss_second_moment":
             self.timestep_sampler = LossSecondMoment(self.config.diffusion.timesteps)
         self.save_hyperparameters(
@@ -139,6 +142,18 @@ class VFSDDPM(SetContractModule):
 
     takes_raw_weights = False
     """From checkpoints with averaged weights, take the raw ones."""
+
+    asked: Fingerprint | None = None
+    """Parts of the run's fingerprint as a command asked for them, before a checkpoint replaced them."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What decides the result of the run that the module is trained in; its checkpoints state it."""
+        identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
+        data = identity() if callable(identity) else {}
+        model = {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
+        config, optimizer = self.config.to_dict(), self.optimizer_config.to_dict()
+        return fingerprint(model, config, optimizer, data, global_seed()) | (self.asked or {})
 
     @property
     def learning_rate(self) -> float:
@@ -214,10 +229,13 @@ class VFSDDPM(SetContractModule):
             # Lightning does not call callbacks if only weights are saved.
             averaging.on_save_checkpoint(self.trainer, self, checkpoint)
         super().on_save_checkpoint(checkpoint)
+        if self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint[FINGERPRINT] = self.fingerprint
         if self._guard.skipped:
             checkpoint["skipped_steps"] = int(self._guard.skipped)
         if self.timestep_sampler is not None:
-            checkpoint["timestep_sampler"] = self.timestep_sampler.state_dict()
+            # Batches of an unfinished step are trained on again by a run that is resumed.
+            checkpoint["timestep_sampler"] = self._timesteps_of_step or self.timestep_sampler.state_dict()
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -253,6 +271,8 @@ class VFSDDPM(SetContractModule):
                 is noticed one step later.
         """
         self._guard.before_step(self, optimizer)
+        if self.timestep_sampler is not None:
+            self._timesteps_of_step = self.timestep_sampler.state_dict()
 
     def configure_gradient_clipping(
         self,
@@ -399,6 +419,8 @@ class VFSDDPM(SetContractModule):
     def on_train_start(self) -> None:
         """After a checkpoint is restored: the optimizer uses this model's settings, not the checkpoint's."""
         self.origin = None
+        if self.timestep_sampler is not None:
+            self._timesteps_of_step = self.timestep_sampler.state_dict()
         scheduler = self.lr_schedulers()
         # A learning rate finder has its own schedule.
         if type(self).configure_optimizers is VFSDDPM.configure_optimizers and isinstance(scheduler, LambdaLR):

@@ -106,7 +106,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with replacing(path) as unfinished, unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch.save turns some errors of the file system into the latter
+        except BaseException as error:
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()  # it kept the name free
+            if not isinstance(error, OSError | RuntimeError):
+                raise
+            # torch.save turns some errors of the file system into the latter.
             cause = error if isinstance(error, OSError) else error.__context__ or error
             raise CheckpointError(
                 f"The checkpoint {path} cannot be written: {cause}. What was saved before is left as it was: make room "

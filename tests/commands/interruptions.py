@@ -103,5 +103,5 @@ def _equal(one: Any, two: Any) -> bool:
 
 def logged(run: Path, from_step: int = 0) -> list[dict[str, str]]:
     """What a run has logged from a step on, in the digits that it was written with."""
-    rows = csv.DictReader((run / "metrics.csv").open())
+    rows = csv.DictReader((run / "metrics.csv").read_text().splitlines())
     return [{name: value for name, value in row.items() if value} for row in rows if int(row["step"]) >= from_step]

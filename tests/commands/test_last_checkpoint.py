@@ -29,7 +29,7 @@ def command(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def run(subcommand: str, *flags: str) -> tuple[int, Any]:
         taken: list[Any] = []
         monkeypatch.setattr(VFSCLI, "_run_subcommand", lambda cli, name: taken.append(cli.config[name]["ckpt_path"]))
-        flags = (f"--config={config_file}", "--trainer.logger.init_args.save_dir=runs", *flags)
+        flags = (f"--config={config_file}", "--trainer.logger.init_args.save_dir=runs", "--trainer.max_steps=9", *flags)
         return main([subcommand, *flags]), *taken
 
     return run
@@ -81,10 +81,10 @@ def test_weights_alone_are_not_gone_on_from(fit, put) -> None:
 
 
 def test_the_checkpoints_hyper_parameters_become_the_models(fit, put, capsys) -> None:
-    put("runs/tiny/version_0/checkpoints/last.ckpt", 1)
-    assert fit("--ckpt_path=last", "--model.config.encoder.dim=32") == (1,)
+    path = put("runs/tiny/version_0/checkpoints/last.ckpt", 1)
+    assert fit(f"--ckpt_path={path}", "--model.config.encoder.dim=32") == (1,)
     assert "--model.config.encoder.dim is 32, but the checkpoint was trained with 16" in capsys.readouterr().err
-    assert fit("--ckpt_path=last", "--data.set_size=4") == (1,)
+    assert fit(f"--ckpt_path={path}", "--data.set_size=4") == (1,)
     assert "SetSizeMismatchError" in capsys.readouterr().err
 
 

@@ -55,7 +55,7 @@ def check_equal(straight: Path, *runs: Path) -> None:
 
 def interrupt(arguments: list[str], status: int) -> None:
     """Run in this process, to the end by an exit with this status."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == status
@@ -75,6 +75,14 @@ def test_sigterm(run, straight: Path, tmp_path: Path, where: str, at: int, step:
     assert saved["global_step"] == saved["callbacks"]["EMACallback"]["latest_update_step"] == step
     assert main([*run("cut"), "--ckpt_path=last"]) == 0
     check_equal(straight, cut, resumed)
+
+
+def test_ctrl_c(run, tmp_path: Path, caplog, capfd) -> None:
+    interrupt([*run("cut"), interrupted(tmp_path, 7, "SIGINT")], 128 + signal.SIGINT)
+    assert "Ctrl-C: the run is saved and ends after this step; again, and it stops at once." in capfd.readouterr().err
+    last = tmp_path / "cut/version_0/checkpoints/last.ckpt"
+    assert f"Ctrl-C: step 5 is saved in {last}, and the run ends. Resume with the same command and" in caplog.text
+    assert step_of(tmp_path / "cut/version_0") == 5
 
 
 def test_the_process_exits_with_143(run, tmp_path: Path) -> None:
@@ -130,13 +138,20 @@ def test_without_a_model_checkpoint_it_is_in_the_trainers_root(run, tmp_path: Pa
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_a_checkpoint_that_lacks_gradients_is_warned_of(run, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="The checkpoint of step 1 is written while gradients are accumulated"):
-        by_validation = [
-            "--trainer.callbacks.init_args.every_n_train_steps=null",
-            "--trainer.callbacks.init_args.save_top_k=1",
-        ]
-        assert main(run("odd", "--trainer.val_check_interval=3", "--trainer.max_steps=2", *by_validation)) == 0
+def test_a_checkpoint_saved_within_a_step_resumes_from_the_whole_one_before(
+    run, straight: Path, tmp_path: Path
+) -> None:
+    """Gradients of half a step are in no checkpoint: its batches are trained on again."""
+    validating = [
+        "--trainer.val_check_interval=3", "--trainer.callbacks.init_args.every_n_train_steps=null",
+        "--trainer.callbacks.init_args.save_top_k=1",
+    ]  # fmt: skip
+    assert main(run("straight", *validating)) == 0
+    done = in_a_process([*run("cut", *validating), interrupted(tmp_path, 4, "SIGKILL")])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert step_of(tmp_path / "cut/version_0") == 1
+    assert main([*run("cut", *validating), "--ckpt_path=last"]) == 0
+    assert differences(tmp_path / "straight/version_0", tmp_path / "cut/version_1") == []
 
 
 # -- several processes ------------------------------------------------------------------------------------------------
