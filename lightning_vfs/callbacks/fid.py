@@ -77,6 +77,9 @@ class FIDCallback(Callback):
         save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
         record: file of the record; None is `fid.json` next to the checkpoints.
 
+    Attributes:
+        latest: the record of the latest evaluation.
+
     Raises:
         ConfigError: an option is out of range.
         EvaluationError: no SetDataModule, too few images or classes, no weights for the extractor, or what this model
@@ -132,6 +135,7 @@ class FIDCallback(Callback):
             seed=seed,
             save_images=None if save_images is None else local_path(save_images, "save_images"),
         )
+        self.latest: EvaluationRecord | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
@@ -210,10 +214,12 @@ class FIDCallback(Callback):
             raise EvaluationError(
                 f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
             )
-        line = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.latest = record
+        line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
         words = weights_in_words(trainer, pl_module)
         made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
-        rank_zero_info(f"{made}, {words}: {line}")
+        verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
+        rank_zero_info(f"{verdict}{made}, {words}: {line}")
         if writes and self._write(record, path, trainer):
             rank_zero_info(f"Record of the evaluation: {path}")
         return figures

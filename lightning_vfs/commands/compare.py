@@ -23,6 +23,9 @@ def compare(first: str, second: str) -> int:
     a, b = EvaluationRecord.read(first), EvaluationRecord.read(second)
     reasons, remarks = compare_records(a, b)
     print(f"first:  {first}\nsecond: {second}")
+    for side, record in (("first", a), ("second", b)):
+        for verdict in record.verdicts:
+            print(f"{side}, {verdict}")
     _print_table(_table(a.figures, b.figures))
     _print_lines("not comparable:", reasons) if reasons else print("comparable")
     _print_lines("remarks:", remarks)
@@ -31,12 +34,21 @@ def compare(first: str, second: str) -> int:
 
 def _table(a: dict[str, Figure], b: dict[str, Figure]) -> Table:
     table = Table("figure")
-    for column in ("first", "second", "second - first", "floor, first", "floor, second"):
+    for column in (
+        "first",
+        "second",
+        "second - first",
+        "floor, first",
+        "floor, second",
+        "copier, first",
+        "copier, second",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for name in a | b:
         x, y = a.get(name), b.get(name)
-        values = (x and x.value, y and y.value, y.value - x.value if x and y else None, x and x.floor, y and y.floor)
-        table.add_row(name, *("-" if value is None else f"{value:.5g}" for value in values))
+        values = (x and x.value, y and y.value, y.value - x.value if x and y else None)
+        beside = (x and x.floor, y and y.floor, x and x.copier, y and y.copier)
+        table.add_row(name, *("-" if value is None else f"{value:.5g}" for value in (*values, *beside)))
     return table
 
 
@@ -44,7 +56,7 @@ def _print_table(table: Table) -> None:
     # Names such as fid[glyph-cnn]/out are not markup, and a table in a file does not need a terminal's width.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = 200
+        console.width = 240
     console.print(table)
 
 

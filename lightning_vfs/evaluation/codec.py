@@ -106,9 +106,13 @@ class JSONRecord:
 
 def _completed(parts: dict[str, Any], paths: list[str]) -> dict[str, Any]:
     """Parts of a record of an earlier schema, with None for the fields that came later."""
-    for part, name in (path.split(".") for path in paths):
-        if isinstance(parts.get(part), dict):
-            parts = {**parts, part: {name: None, **parts[part]}}
+    for part, *below in (path.split(".") for path in paths):
+        found = parts.get(part)
+        if isinstance(found, dict) and below[0] == "*":
+            found = {name: _completed({part: each}, [f"{part}.{below[1]}"])[part] for name, each in found.items()}
+        elif isinstance(found, dict):
+            found = {below[0]: None, **found}
+        parts = parts | ({part: found} if part in parts else {})
     return parts
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
 from lightning_vfs.metrics import glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
+from lightning_vfs.metrics.novelty import TrainingReference
 from lightning_vfs.training.device import memory_format
 from lightning_vfs.training.nonfinite import why_not_finite
 from lightning_vfs.training.ranks import gather_objects
@@ -110,8 +112,10 @@ class Evaluator:
         self.features: ImageFeatures | None = None
         if plan.metrics:
             self.features = ImageFeatures(plan.feature_extractor, plan.metrics, plan.weights_path)
+        training = TrainingReference(data.split("train"), plan.seed)
         self.splits = {
-            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan) for name in plan.splits
+            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan, training)
+            for name in plan.splits
         }
         if not isinstance(plan.per_class, bool):
             check_class_names(plan.per_class, list(self.splits.values()))
@@ -207,7 +211,7 @@ class Evaluator:
                 "The model generated images that are not finite, so figures are NaN; " + why_not_finite(model) + ".",
                 stacklevel=3,
             )
-        return EvaluationRecord(
+        record = EvaluationRecord(
             figures=figures,
             model=weights,
             data=DataRecord(type(self.data).__name__, self.data.image_size, self.data.channels),
@@ -219,11 +223,12 @@ class Evaluator:
             environment=_environment_record(shard),
             notes=self.notes + tuple(note for result in results.values() for note in result.notes),
         )
+        return replace(record, notes=record.verdicts + record.notes)
 
     def _figure_name(self, figure: str, split: str) -> str:
         """The name that a split's figure is recorded and logged under."""
-        if figure == "vlb":
-            return f"vlb/{split}"
+        if figure in ("vlb", "support_affinity", "copy_rate", "train_copy_rate"):  # of pixels alone
+            return f"{figure}/{split}"
         name = self.plan.feature_extractor
         extractor = "" if name == INCEPTION else f"[{name}]"
         if figure.startswith("class/"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +109,41 @@ class RealImages:
         if self._rows is None:
             with shard.timing("features"):
                 self._rows = self._all_features(shard)
+        return self.kept_features
+
+    @property
+    def kept_features(self) -> dict[str, Tensor]:
+        """Those of `features`, once they are there."""
+        assert self._rows is not None
         return {layer: rows[: len(self.chosen)] for layer, rows in self._rows.items()}
+
+    def features_at(self, wanted: Sequence[np.ndarray], shard: RankShard) -> list[dict[str, Tensor]]:
+        """Features (n, d) by layer of images of the split, given by index (n,), several times. Collective."""
+        self.features(shard)
+        assert self._rows is not None
+        missing = np.setdiff1d(np.concatenate(wanted), self._pool)
+        rows = self._rows
+        if len(missing):
+            with shard.timing("features"):
+                more = self._extracted(missing, shard)
+            rows = {layer: torch.cat([rows[layer], more[layer]]) for layer in rows}
+        where = np.full(len(self.images), -1)
+        where[np.concatenate([self._pool, missing])] = np.arange(len(self._pool) + len(missing))
+        return [{layer: values[torch.from_numpy(where[each])] for layer, values in rows.items()} for each in wanted]
+
+    def positions(self, indices: np.ndarray) -> np.ndarray:
+        """Of images of the split, any shape, among the chosen ones; -1 for others."""
+        where = np.full(len(self.images), -1)
+        where[self.chosen] = np.arange(len(self.chosen))
+        return where[indices]
+
+    def describe(self, options: FidelityOptions) -> dict[str, Any]:
+        """What figures of real images depend on, as plain values."""
+        assert self.extractor is not None
+        return self._source.describe() | asdict(options) | {
+            "chosen": len(self.chosen), "num_images": self.num_images, "seed": self.seed,
+            "layers": dict(self.extractor.layers),
+        }  # fmt: skip
 
     def floors(self, shard: RankShard, options: FidelityOptions) -> dict[str, float]:
         """Floors by the names of figures, of the metrics that the sets are large enough for. Collective.
@@ -117,10 +153,7 @@ class RealImages:
         if self._floors is None:
             self.features(shard)
             with shard.timing("distance"):
-                content = self._source.describe() | asdict(options)
-                content |= {"chosen": len(self.chosen), "num_images": self.num_images, "seed": self.seed}
-                assert self.extractor is not None
-                content |= {"layers": dict(self.extractor.layers), "floors": FLOORS_FORMAT}
+                content = self.describe(options) | {"floors": FLOORS_FORMAT}
                 self._floors = on_first_rank(lambda: cached_figures(content, lambda: self._compute_floors(options)))
         return self._floors
 
@@ -144,15 +177,18 @@ class RealImages:
         if all(gather_objects(cached is not None)):
             assert cached is not None
             return cached
-        assert self.extractor is not None
-        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
-        for batch in shard.batches(len(self._pool), f"Evaluation: real images, {self.name}"):
-            images = self.images.uint8(self._pool[batch]).to(shard.device)
-            gathered.update(self.extractor(images), torch.from_numpy(batch))
-        rows = {layer: values.cpu() for layer, values in gathered.compute().items()}
+        rows = self._extracted(self._pool, shard)
         if shard.rank == 0:
             store_features(self._source, rows)
         return rows
+
+    def _extracted(self, indices: np.ndarray, shard: RankShard) -> dict[str, Tensor]:
+        assert self.extractor is not None
+        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
+        for batch in shard.batches(len(indices), f"Evaluation: real images, {self.name}"):
+            images = self.images.uint8(indices[batch]).to(shard.device)
+            gathered.update(self.extractor(images), torch.from_numpy(batch))
+        return {layer: values.cpu() for layer, values in gathered.compute().items()}
 
     def _compute_floors(self, options: FidelityOptions) -> dict[str, float]:
         assert self._rows is not None and self.extractor is not None

@@ -51,12 +51,23 @@ class Figure:
         floor: the same metric between two disjoint sets of real images; None if there is none.
         floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
         chance: what guessing gives, of an accuracy.
+        copier: the same figure of the first image of every support; None if there is none.
+        standard_error: of the figure, clustered by class; None if it is not known.
     """
 
     value: Annotated[float, Compared()]
     floor: Annotated[float | None, Compared()] = None
     floor_images: Annotated[tuple[int, int] | None, Compared()] = None
     chance: Annotated[float | None, Compared()] = None
+    copier: Annotated[float | None, Compared()] = None
+    standard_error: Annotated[float | None, Compared()] = None
+
+    def in_words(self) -> str:
+        """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
+        beside = {"floor": self.floor, "copier": self.copier}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in beside.items() if value is not None)
+        return f"{self.value:.4g}{error}" + (f" ({shown})" if shown else "")
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,14 @@ class SplitRecord:
         real_images_sha256: list of the real images, as `hash_of` their indices.
         supports_sha256: list of the held-out images and of their supports, as `hash_of` their indices; None for a model
             that takes no support.
+        verdict: what the images copy, in words; None where nothing is known to be copied.
+        episodes_without_reference: episodes without a unique image of their class outside the support, which
+            support_affinity, copy_rate and novel_accuracy leave out.
+        affinity_real: support_affinity of real images.
+        affinity_mean_of_support: that of the mean of the support's images.
+        hits_all: hits of few_shot_accuracy_all, a 0 or 1 for each episode, `-` for one that takes no part.
+        affinity_hits: likewise, whether the nearest image is one of the support.
+        copies: likewise, whether copy_rate counts a copy.
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
@@ -123,6 +142,13 @@ class SplitRecord:
     images_sha256: Annotated[str, Reason("the images of the split are not the same")]
     real_images_sha256: Annotated[str, Reason("the figures compare with different real images")]
     supports_sha256: Annotated[str | None, Reason("images are generated from other supports", option=True)]
+    verdict: Annotated[str | None, Compared()] = None
+    episodes_without_reference: Annotated[int | None, Compared()] = None
+    affinity_real: Annotated[float | None, Compared()] = None
+    affinity_mean_of_support: Annotated[float | None, Compared()] = None
+    hits_all: Annotated[str | None, Compared()] = None
+    affinity_hits: Annotated[str | None, Compared()] = None
+    copies: Annotated[str | None, Compared()] = None
 
 
 @dataclass(frozen=True)
@@ -272,10 +298,21 @@ class EvaluationRecord(JSONRecord):
     """
 
     # To be raised with every change of a field; and the fields that came with each schema.
-    SCHEMA = 3
+    SCHEMA = 4
     SINCE = {  # noqa: RUF012 (no annotation: hints are fields)
         2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
         3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
+        4: (
+            "figures.*.copier",
+            "figures.*.standard_error",
+            "splits.*.verdict",
+            "splits.*.episodes_without_reference",
+            "splits.*.affinity_real",
+            "splits.*.affinity_mean_of_support",
+            "splits.*.hits_all",
+            "splits.*.affinity_hits",
+            "splits.*.copies",
+        ),
     }
 
     figures: dict[str, Figure]
@@ -288,6 +325,15 @@ class EvaluationRecord(JSONRecord):
     likelihood: dict[str, LikelihoodRecord]
     environment: EnvironmentRecord
     notes: Annotated[tuple[str, ...], Remark("to be read with the figures")]
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """What the model copies, a line for each split where it does."""
+        return tuple(
+            f"{split}: {record.verdict}: its fid, precision and accuracy say nothing"
+            for split, record in self.splits.items()
+            if record.verdict
+        )
 
 
 def versions() -> Versions:

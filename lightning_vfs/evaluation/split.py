@@ -16,6 +16,7 @@ from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import begin_files, hash_of, local_path
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import save_png, to_uint8
+from lightning_vfs.evaluation.novelty import SplitNovelty
 from lightning_vfs.evaluation.plan import EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
@@ -23,6 +24,7 @@ from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.indexed import IndexedRows
+from lightning_vfs.metrics.novelty import TrainingReference
 from lightning_vfs.training.ranks import gather_objects
 
 LISTING = "images.json"
@@ -53,6 +55,7 @@ class SplitEvaluation:
         images: its images.
         features: the extractor; None for a plan without metrics.
         plan: what is made and computed.
+        training: the images that the model was trained on, for train_copy_rate; None leaves it out.
 
     Attributes:
         ways: numbers of classes that few_shot_accuracy chooses among; the plan's by default.
@@ -64,7 +67,14 @@ class SplitEvaluation:
     features: ImageFeatures  # these two only where the plan has metrics
     fidelity: FidelityMetric
 
-    def __init__(self, name: str, images: ClassImages, features: ImageFeatures | None, plan: EvaluationPlan) -> None:
+    def __init__(
+        self,
+        name: str,
+        images: ClassImages,
+        features: ImageFeatures | None,
+        plan: EvaluationPlan,
+        training: TrainingReference | None = None,
+    ) -> None:
         if plan.num_real_images is not None and len(images) < plan.num_real_images:
             raise EvaluationError(
                 f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images: "
@@ -80,6 +90,8 @@ class SplitEvaluation:
             self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
         self._real_accuracy: dict[int, float] = {}
+        self._copier_accuracy: dict[int, float] = {}
+        self._training, self._novelty = training, dict[int | None, SplitNovelty]()
         self._saves = False
 
     def make_room(self, first_rank: bool) -> None:
@@ -145,16 +157,18 @@ class SplitEvaluation:
         """
         episodes = self.episodes(shots)
         figures: dict[str, Figure] = {}
+        found: dict[str, Any] = {}
         notes: tuple[str, ...] = ()
         if self.plan.metrics:
             self.make_room(shard.rank == 0)
             self._take_real_images(shard)
-            self._generate_images(model, episodes, shard)
-            figures, notes = self._compare(episodes, shard)
+            novelty = self._take_supports(episodes, shots, shard)
+            self._generate_images(model, episodes, novelty, shard)
+            figures, found, notes = self._compare(episodes, novelty, shard)
         likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
         if likelihood is not None:
             figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
-        return SplitResult(figures, self._record(episodes, shots), self.real.notes + notes, likelihood)
+        return SplitResult(figures, self._record(episodes, shots, found), self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
 
@@ -175,6 +189,26 @@ class SplitEvaluation:
         for i in mine.tolist() if self._saves else ():
             self._save("real", i, self.images.uint8(self.real.chosen[i]))
 
+    def _take_supports(self, episodes: Episodes, shots: int | None, shard: RankShard) -> SplitNovelty:
+        """What generated images are to be new to, and the figures of copies of it, are found once for each `shots`."""
+        if shots not in self._novelty:
+            self._novelty = {
+                shots: SplitNovelty(
+                    self.images, episodes, shots, self.real, self._layer, self._training,
+                    self.name == "train", self.plan.options,
+                )
+            }  # fmt: skip
+            self._novelty[shots].take_real_images(shard)
+            self._copier_accuracy = {}
+            if self.accuracy is not None and shots is not None:
+                copies = self._novelty[shots].copier_features[self._layer]
+                self.accuracy.reset()
+                for batch in shard.batches(len(episodes), f"Evaluation: accuracy of copies, {self.name}"):
+                    index = torch.from_numpy(batch)
+                    self.accuracy.update(copies[index], torch.from_numpy(episodes.labels[batch]), index)
+                self._copier_accuracy = self._accuracies(self.accuracy)
+        return self._novelty[shots]
+
     @property
     def _layer(self) -> str:
         """Of the features that few_shot_accuracy takes."""
@@ -188,8 +222,9 @@ class SplitEvaluation:
 
     # -- generated images --------------------------------------------------------------------------------------------
 
-    def _generate_images(self, model: Any, episodes: Episodes, shard: RankShard) -> None:
+    def _generate_images(self, model: Any, episodes: Episodes, novelty: SplitNovelty, shard: RankShard) -> None:
         """One for each episode; their features go into the metrics."""
+        novelty.reset(shard)
         if self.accuracy is not None:
             self.accuracy.reset()
         for batch in shard.batches(len(episodes), f"Evaluation: generating, {self.name}"):
@@ -206,6 +241,8 @@ class SplitEvaluation:
                 self.fidelity.update(features, real=False, index=index)
                 if self.accuracy is not None:
                     self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
+            with shard.timing("distance"):
+                novelty.update(pixels, broken, index)
             for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saves else ():
                 self._save("generated", i, image)
 
@@ -227,19 +264,29 @@ class SplitEvaluation:
 
     # -- figures -----------------------------------------------------------------------------------------------------
 
-    def _compare(self, episodes: Episodes, shard: RankShard) -> tuple[dict[str, Figure], tuple[str, ...]]:
-        """All figures of the generated images whose features are there, with their floors; and notes on them."""
+    def _compare(
+        self, episodes: Episodes, novelty: SplitNovelty, shard: RankShard
+    ) -> tuple[dict[str, Figure], dict[str, Any], tuple[str, ...]]:
+        """All figures of the generated images that are there, with their floors; what the record adds; and notes."""
         floors = self.real.floors(shard, self.plan.options)
         with shard.timing("distance"):
-            figures = self._distances(floors) | self._class_distances(episodes) | self._accuracy_figures()
+            figures = self._distances(floors, novelty) | self._class_distances(episodes) | self._accuracy_figures()
+            found, record = novelty.figures(self.fidelity.generated_features()[self._layer].cpu())
+            figures |= found
         notes = tuple(f"{metric} of {self.name}: {text}" for metric, text in self.fidelity.notes().items())
         self.fidelity.reset()
         self.fidelity.cpu()
-        return figures, notes
+        return figures, record, notes
 
-    def _distances(self, floors: Mapping[str, float]) -> dict[str, Figure]:
+    def _distances(self, floors: Mapping[str, float], novelty: SplitNovelty) -> dict[str, Figure]:
+        sizes, others = self.real.floor_sizes, novelty.baselines or {}
         return {
-            name: Figure(float(value), floors.get(name), self.real.floor_sizes if name in floors else None)
+            name: Figure(
+                float(value),
+                floors.get(name),
+                sizes if name in floors else None,
+                copier=others.get(f"copier/{name}") if novelty.shots else None,
+            )
             for name, value in self.fidelity.compute().items()
         }
 
@@ -258,7 +305,8 @@ class SplitEvaluation:
         for way, accuracy in self._accuracies(self.accuracy).items():
             name = "few_shot_accuracy" + ("" if way == max(self.ways) else f"_{way}")
             real = self._real_accuracy[way]
-            figures[name] = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way)
+            copier = self._copier_accuracy.get(way)
+            figures[name] = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way, copier)
             figures[f"{name}_real"] = Figure(real, chance=1 / way)
         return figures
 
@@ -292,7 +340,7 @@ class SplitEvaluation:
 
     # -- record ------------------------------------------------------------------------------------------------------
 
-    def _record(self, episodes: Episodes, shots: int | None) -> SplitRecord:
+    def _record(self, episodes: Episodes, shots: int | None, found: Mapping[str, Any]) -> SplitRecord:
         def per_class(labels: np.ndarray) -> dict[str, int]:
             counts = np.bincount(labels, minlength=self.images.num_classes)
             return dict(zip(self.images.class_names, counts.tolist(), strict=True))
@@ -307,6 +355,7 @@ class SplitEvaluation:
             images_sha256=self.real.pixels_sha256,
             real_images_sha256=hash_of(self.real.chosen),
             supports_sha256=None if shots is None else hash_of(episodes.targets, episodes.supports),
+            **found,
         )
 
 

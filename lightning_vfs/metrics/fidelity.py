@@ -146,8 +146,15 @@ class FidelityMetric(IndexedMetric):
 
     def real_features(self) -> dict[str, Tensor]:
         """Features (m, d) of the real images of all ranks, by layer, in the order of their index. Collective."""
+        return self._gathered_features("real")
+
+    def generated_features(self) -> dict[str, Tensor]:
+        """The same of the generated images."""
+        return self._gathered_features("generated")
+
+    def _gathered_features(self, kind: str) -> dict[str, Tensor]:
         with self.sync_context():
-            return {layer: self.gathered(f"real_layer_{layer}")[1] for layer in self.features.dims}
+            return {layer: self.gathered(f"{kind}_layer_{layer}")[1] for layer in self.features.dims}
 
     def reset(self) -> None:
         """Forget the generated images, and the real ones if `reset_real`."""

@@ -12,6 +12,8 @@ import pytest
 from lightning_vfs.cli import main
 from tests.evaluation.test_record import changed, plain
 
+NONE = dict.fromkeys(("floor_images", "chance", "copier", "standard_error"))
+
 
 @pytest.fixture
 def compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -36,14 +38,29 @@ def cells(lines: list[str], figure: str) -> list[str]:
 
 def test_comparable_figures_stand_side_by_side(compared, tmp_path: Path) -> None:
     second = changed("model.global_step", 2000)
-    second["figures"]["fid/out"] = {"value": 4.25, "floor": None, "floor_images": None, "chance": None}
+    second["figures"]["fid/out"] = {
+        "value": 4.25,
+        "floor": None,
+        **dict.fromkeys(("floor_images", "chance", "copier", "standard_error")),
+    }
     status, lines = compared(plain(), second)
     assert status == 0
+    verdict = "out: copies its support: its fid, precision and accuracy say nothing"
     assert lines[:2] == [f"first:  {tmp_path / 'a.json'}", f"second: {tmp_path / 'b.json'}"]
+    assert lines[2:4] == [f"first, {verdict}", f"second, {verdict}"]
     header = next(line for line in lines if "floor" in line)
     titles = [cell.strip() for cell in header.split("┃")[1:-1]]
-    assert titles == ["figure", "first", "second", "second - first", "floor, first", "floor, second"]
-    assert cells(lines, "fid/out") == ["fid/out", "4.5", "4.25", "-0.25", "0.5", "-"]
+    assert titles == [
+        "figure",
+        "first",
+        "second",
+        "second - first",
+        "floor, first",
+        "floor, second",
+        "copier, first",
+        "copier, second",
+    ]
+    assert cells(lines, "fid/out") == ["fid/out", "4.5", "4.25", "-0.25", "0.5", "-", "0.25", "-"]
     end = lines.index("comparable")
     assert lines[end:] == [
         "comparable",
@@ -73,13 +90,21 @@ def test_every_reason_is_printed_on_a_line_of_its_own(compared) -> None:
 
 def test_figures_of_one_alone_and_names_in_brackets_are_shown(compared) -> None:
     first, second = plain(), plain()
-    first["figures"]["fid[glyph-cnn]/class/:smile:"] = {"value": 0, "floor": 0, "floor_images": None, "chance": None}
-    second["figures"]["kid/out"] = {"value": "NaN", "floor": 0.125, "floor_images": None, "chance": None}
+    first["figures"]["fid[glyph-cnn]/class/:smile:"] = {
+        "value": 0,
+        "floor": 0,
+        **dict.fromkeys(("floor_images", "chance", "copier", "standard_error")),
+    }
+    second["figures"]["kid/out"] = {
+        "value": "NaN",
+        "floor": 0.125,
+        **dict.fromkeys(("floor_images", "chance", "copier", "standard_error")),
+    }
     status, lines = compared(first, second)
     assert status == 0
     name = "fid[glyph-cnn]/class/:smile:"
-    assert cells(lines, "smile") == [name, "0", "-", "-", "0", "-"]
-    assert cells(lines, "kid/out") == ["kid/out", "-", "nan", "-", "-", "0.125"]
+    assert cells(lines, "smile") == [name, "0", "-", "-", "0", "-", "-", "-"]
+    assert cells(lines, "kid/out") == ["kid/out", "-", "nan", "-", "-", "0.125", "-", "-"]
     assert f"  figures: only the first has {name}; only the second has kid/out: not compared" in lines
 
 
@@ -89,7 +114,7 @@ def test_a_narrow_terminal_cuts_no_number(compared, monkeypatch: pytest.MonkeyPa
     first = plain()
     first["figures"] = {name: first["figures"]["fid/out"]}
     _, lines = compared(first, first)
-    assert cells(lines, name) == [name, "4.5", "4.5", "0", "0.5", "0.5"]
+    assert cells(lines, name) == [name, "4.5", "4.5", "0", "0.5", "0.5", "0.25", "0.25"]
 
 
 def test_what_is_no_record_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

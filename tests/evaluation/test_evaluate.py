@@ -19,7 +19,7 @@ from lightning_vfs.core import EncoderConfig, SamplingConfig
 from lightning_vfs.core.errors import ClassMismatchError, ConfigError, VFSError
 from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, compare, evaluate
 from lightning_vfs.metrics.fidelity import FidelityOptions, fidelity_figures
-from tests.callbacks.conftest import CONFIG, TINY, Patterns
+from tests.callbacks.conftest import CONFIG, TINY, Painter, Patterns
 
 pytestmark = pytest.mark.filterwarnings("ignore:glyph-cnn sees images")  # a stand-in for Inception
 
@@ -203,7 +203,7 @@ def test_floors_are_computed_once_and_kept(painter, tiny, tmp_path, monkeypatch)
     found = [floors(**options) for options in others]
     assert len(computed) == 2 + 2 * len(others) and all(one != first for one in found[:3])
     files = list(tmp_path.rglob("*.json"))
-    assert len(files) == 1 + len(others)
+    assert len(files) == 2 * (1 + len(others)), "floors, and figures of copies"
     for file in files:
         file.write_text(file.read_text().replace("1", "2"))
     with pytest.warns(UserWarning, match="computing the figures of the real images again"):
@@ -239,3 +239,84 @@ def test_glyph_cnn_on_other_images_says_that_it_does_not_know_them(painter):
     with pytest.warns(UserWarning, match="glyph-cnn sees images as 16 x 16 in grey and knows only the built-in glyphs"):
         record = evaluate(painter(), Patterns(), plan)
     assert any("knows only the built-in glyphs" in note for note in record.notes)
+
+
+class Mixer(Painter):
+    """Paints the mean of its support."""
+
+    def generate(self, support, index, seed=0, label=None, **sampling):
+        return support.mean(dim=1)
+
+
+class Copier(Painter):
+    """Returns its first support image."""
+
+    def generate(self, support, index, seed=0, label=None, **sampling):
+        return support[:, 0]
+
+
+class Memoriser(Painter):
+    """Returns a training image, of whatever class."""
+
+    def generate(self, support, index, seed=0, label=None, **sampling):
+        training = Patterns(per_class=12).split("train")
+        return training.float(index.numpy() % len(training))
+
+
+class Honest(Painter):
+    """Returns the held-out image itself, as no model can."""
+
+    def generate(self, support, index, seed=0, label=None, **sampling):
+        split = Patterns(per_class=12).split("test")
+        return split.float(split.episodes(100, 3, 0).targets[index.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("model", "verdict"),
+    [
+        (Copier, "copies its support"),
+        (Mixer, "copies its support"),
+        (Memoriser, "copies training images"),
+        (Honest, None),
+    ],
+)
+def test_a_model_that_copies_is_named_first(model, verdict, tiny, tmp_path, caplog):
+    """In the record, in the log line of a trainer's evaluation, and by figures that it does not win."""
+    data = Patterns(per_class=12)
+    callback = FIDCallback(
+        num_images=100, feature_extractor=tiny, splits=["out"], few_shot_way=5, steps=2, record=tmp_path / "fid.json"
+    )
+    record = evaluate(model(), data, callback.plan)
+    with caplog.at_level("INFO"):
+        trainer_of(callback).test(model(), datamodule=data, verbose=False)
+    assert record.splits["out"].verdict == EvaluationRecord.read(tmp_path / "fid.json").splits["out"].verdict == verdict
+    line = f"out: {verdict}: its fid, precision and accuracy say nothing"
+    assert record.verdicts == record.notes[: len(record.verdicts)] == ((line,) if verdict else ())
+    (said,) = [message for message in caplog.messages if "100 generated images a split" in message]
+    assert said.startswith(f"{line.capitalize()}. " if verdict else "100 generated")
+    figures = {name.split("[")[0].split("/")[0]: f for name, f in record.figures.items() if name.endswith("/out")}
+    if model is Copier:
+        assert (figures["support_affinity"].value, figures["novel_accuracy"].value) == (1, 0)
+        for name in ("fid", "few_shot_accuracy", "few_shot_accuracy_all", "copy_rate", "novel_accuracy"):
+            assert figures[name].copier == pytest.approx(figures[name].value, rel=1e-6), name
+    if model is Honest:
+        assert figures["support_affinity"].value < 0.1 and figures["novel_accuracy"].value > 0.9
+        assert record.splits["out"].affinity_real == figures["support_affinity"].floor
+
+
+def test_without_a_support_there_is_no_copier_and_no_novelty(tiny):
+    model = Painter(replace(CONFIG, encoder=EncoderConfig(architecture="none")))
+    model.generate = lambda support, index, **_: torch.zeros(len(index), 1, 8, 8)
+    record = evaluate(model, Patterns(), plan_of())
+    names = {name.split("/")[0].split("[")[0] for name in record.figures}
+    assert names == {"fid", "few_shot_accuracy", "few_shot_accuracy_all", "train_copy_rate"}
+    assert all(figure.copier is None for figure in record.figures.values())
+    assert record.splits["out"].affinity_real is None
+
+
+@pytest.mark.parametrize("options", [{"num_real_images": 30}, {"shots": 1}])
+def test_copies_are_known_whatever_is_compared(options, tiny):
+    """Also where support images are not among the real images that features are kept of."""
+    record = evaluate(Copier(), Patterns(), plan_of(**options))
+    for name in (f"fid[{TINY}]/out", f"few_shot_accuracy_all[{TINY}]/out", "copy_rate/out"):
+        assert record.figures[name].copier == pytest.approx(record.figures[name].value, rel=1e-6), name

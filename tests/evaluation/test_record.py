@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -21,8 +22,17 @@ from lightning_vfs.evaluation.comparison import compare
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
 PLAIN: dict[str, Any] = {
-    "schema": 3,
-    "figures": {"fid/out": {"value": 4.5, "floor": 0.5, "floor_images": [100, 200], "chance": None}},
+    "schema": 4,
+    "figures": {
+        "fid/out": {
+            "value": 4.5,
+            "floor": 0.5,
+            "floor_images": [100, 200],
+            "chance": None,
+            "copier": 0.25,
+            "standard_error": 0.125,
+        }
+    },
     "model": {
         "checkpoint": "a.ckpt",
         "checkpoint_sha256": "a" * 64,
@@ -44,6 +54,13 @@ PLAIN: dict[str, Any] = {
             "images_sha256": "c" * 64,
             "real_images_sha256": "1" * 16,
             "supports_sha256": "2" * 16,
+            "verdict": "copies its support",
+            "episodes_without_reference": 3,
+            "affinity_real": 0.04,
+            "affinity_mean_of_support": 0.6,
+            "hits_all": "01-",
+            "affinity_hits": "10-",
+            "copies": "00-",
         }
     },
     "sampling": {
@@ -153,7 +170,7 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
         EvaluationRecord.from_dict(plain()).write(tmp_path / name)
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()
-    assert text.startswith('{\n  "schema": 3,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
+    assert text.startswith('{\n  "schema": 4,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
     assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
@@ -281,7 +298,7 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
         (b'{"dim": 3}', "there is no `schema` in it"),
         (
             b'{"schema": 7}',
-            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 3: evaluate again",
+            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 4: evaluate again",
         ),
         (b'{"schema": 2}', r"does not have the fields of schema 2 \(missing: figures, model, data, "),
         (
@@ -407,7 +424,9 @@ def test_a_field_that_alone_differs_is_told(path: str) -> None:
 def test_what_is_compared_may_differ(path: str) -> None:
     path = path.replace("*", "fid/out" if path.startswith("figures") else "out")
     several = path.endswith(("floor_images", "terms", "mse"))
-    other = EvaluationRecord.from_dict(changed(path, [7, 7] if several else 7.5))
+    words = path.endswith(("verdict", "hits_all", "affinity_hits", "copies"))
+    value = [7, 7] if several else "1" if words else 7 if path.endswith("without_reference") else 7.5
+    other = EvaluationRecord.from_dict(changed(path, value))
     assert other != EvaluationRecord.from_dict(plain())
     assert compare(EvaluationRecord.from_dict(plain()), other) == ([], [])
 
@@ -450,10 +469,19 @@ def test_two_intervals_of_guidance_are_told_in_full() -> None:
 
 def test_records_of_earlier_schemas_are_read() -> None:
     new = plain()
+    added = {"figures": ("copier", "standard_error"), "splits": tuple(PLAIN["splits"]["out"])[-7:]}
+    for part, names in added.items():
+        for each in new[part].values():
+            each |= dict.fromkeys(names)
+    third = copy.deepcopy(new) | {"schema": 3}
+    for part, names in added.items():
+        for each, name in itertools.product(third[part].values(), names):
+            del each[name]
+    assert EvaluationRecord.from_dict(third) == EvaluationRecord.from_dict(new)
     for name in ("float32_matmul_precision", "memory_format"):
         new["sampling"][name] = None
     new["model"]["averaging_warmup"] = None
-    old = copy.deepcopy(new) | {"schema": 2}
+    old = copy.deepcopy(new) | {part: third[part] for part in added} | {"schema": 2}
     del old["sampling"]["float32_matmul_precision"], old["sampling"]["memory_format"], old["model"]["averaging_warmup"]
     assert EvaluationRecord.from_dict(old) == EvaluationRecord.from_dict(new)
     old |= {"schema": 1}
