@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from lightning_vfs.core.errors import (
     CheckpointError,
@@ -53,6 +54,8 @@ Start with:  lightning-vfs fit --config glyphs
 def main(args: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status: 0, 1 for an error or a "no" that was explained, 2 for wrong usage."""
     args = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names of files may be any bytes
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if args else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 from PIL import Image
@@ -24,3 +25,15 @@ def test_it_says_what_a_folder_holds_and_draws_sets(image_folder: Path, tmp_path
 def test_a_wrong_folder_is_one_line(tmp_path: Path, capsys) -> None:
     assert main(["data", f"--root={tmp_path / 'nothing'}"]) == 1
     assert f"There is no {tmp_path / 'nothing'}" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_no_text_is_printed(image_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Standard output is UTF-8 and strict, as in a terminal."""
+    folder = tmp_path / b"by\xe9tes".decode(errors="surrogateescape")
+    folder.symlink_to(image_folder)
+    written = BytesIO()
+    with TextIOWrapper(written, encoding="utf-8", errors="strict") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main(["data", f"--root={folder}", "--image_size=8", f"--out={tmp_path / 'out'}"]) == 0
+        stdout.flush()
+        assert rb"by\udce9tes" in written.getvalue()
