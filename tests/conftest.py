@@ -6,7 +6,7 @@ torch and Lightning are imported where they are used: the process that hands out
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 QUICK_XLA = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 if find_spec("jaxlib") and version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").removesuffix(QUICK_XLA) + QUICK_XLA
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """xdist cannot send names of files that are no text, which a test may have printed."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

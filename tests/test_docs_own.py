@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def test_the_program_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert scope["model"].learning_rate == scope["found"].suggestion()
 
 
-def test_a_model_class_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_class_on_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = (shlex.split(line)[1:] for line in COMMANDS.splitlines())
     ceiling = first.index("--model.ceiling") + 1
     tiny = ["0.001" if i == ceiling else word for i, word in enumerate(first)]
@@ -56,7 +59,14 @@ def test_a_model_class_on_the_command_line(folder: Path, capsys: pytest.CaptureF
     assert main([*second[: second.index("--trainer.max_steps")], "--trainer.max_steps=8"]) == 0
     again = Path("runs/folders/version_1")
     assert torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
-    assert "val/loss=0.001" in capsys.readouterr().err, "the class's loss, in validation too"
+    support, last = folder / "path" / "to" / "images" / "class00", again / "checkpoints" / "last.ckpt"
+    sample = ["sample", f"--ckpt_path={last}", f"--support={support}", "--num_images=1", "--steps=2", "--out=out"]
+    monkeypatch.delitem(sys.modules, "mine")
+    assert main(sample) == 1
+    said = capsys.readouterr().err
+    assert "UntrustedCodeError" in said and "--trust mine.Truncated" in said
+    assert main([*sample, "--trust=mine.Truncated"]) == 0
+    assert "val/loss=0.001" in said, "the class's loss, in validation too"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class EMACallback(Callback):
             if any(average.dtype != weight.dtype for average, weight in zip(averages, weights, strict=True)):
                 self._in_full = self._in_full or [torch.empty_like(average) for average in averages]
                 # Of shards, DTensor has no such operation.
-                torch._foreach_copy_([local(full) for full in self._in_full], [local(w.detach()) for w in weights])
+                torch._foreach_copy_([local(full) for full in self._in_full], [local(weight) for weight in weights])
                 weights = self._in_full
             get_ema_multi_avg_fn(self._decay())(averages, weights, self.updates)
         # For parameters that are trained from now on, the average starts here.

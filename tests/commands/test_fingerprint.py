@@ -136,7 +136,7 @@ def test_runs_of_one_folder_keep_their_configurations(config_file: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.glob("config*")) == ["config-v1.yaml", "config.yaml"]
     assert b"max_steps: 3" in (tmp_path / "config.yaml").read_bytes() and b"max_steps: 1" in first
     for name, root in (("last", image_folder), ("last-v1", other)):
-        assert _data_of_run(str(tmp_path / f"checkpoints/{name}.ckpt"))["init_args"]["root"] == str(root)
+        assert _data_of_run(str(tmp_path / f"checkpoints/{name}.ckpt"), [])["init_args"]["root"] == str(root)
 
 
 @pytest.mark.parametrize("asked", ["last", "last_if_any"])

@@ -165,6 +165,7 @@ NO_ARRAYS_IN = {
     "contract",
     "errors",
     "files",
+    "fingerprint",
     "progress",
     "random_bits",  # of 64 bits, which JAX has on request alone
     "requests",
