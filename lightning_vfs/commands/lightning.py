@@ -356,7 +356,7 @@ class SaveRunConfig(SaveConfigCallback):
         """Before Lightning writes it, on every rank; a fast_dev_run writes nothing."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks the other ranks
         path = folder / self.config_filename
         if path.is_file() and not path.read_text(errors="replace").startswith(WRITTEN_BY_LIGHTNING):
             raise ConfigError(
@@ -372,8 +372,8 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename
-            with replacing(fingerprint_file(path)) as temporary:
+            # Only the first rank comes here.
+            with replacing(fingerprint_file(self._folder / self.config_filename)) as temporary:
                 temporary.write_text(json.dumps(pl_module.fingerprint, indent=2) + "\n")
 
 

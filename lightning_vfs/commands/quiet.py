@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 LOGGED = {
     # Devices, precision and seed are in the line that begins a run.
@@ -67,11 +68,18 @@ def quiet(training: bool) -> Iterator[None]:
         messages += WARNED_ON_ALL_RANKS
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
+        # Which line of which library a warning comes from helps no user of the command line.
+        stack.callback(setattr, warnings, "formatwarning", warnings.formatwarning)
+        warnings.formatwarning = _in_one_line
         for message in messages:
             warnings.filterwarnings("ignore", message=message)
         for name, beginnings in LOGGED.items():
             stack.enter_context(_left_out(logging.getLogger(name), re.compile("|".join(beginnings))))
         yield
+
+
+def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"Warning: {message}\n"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ OURS = (
     r"Pictures, support and generated image of every test set: .*predictions",
     r"\d+ images and grid\.png of \d+ support images: .*",
     r".*: model\.safetensors and config\.json, averaged weights of step \d+",
+    r"Warning: glyph-cnn sees images as 16 x 16 in grey .*",
     r"[┏┡└│┃].*",
 )
 

@@ -107,7 +107,7 @@ def test_afterwards_everything_is_as_before(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize(("training", "heard"), [(True, 1), (False, 0)])
 def test_a_run_that_goes_on_without_a_callback_hears_of_it(training: bool, heard: int) -> None:
-    with warnings.catch_warnings(record=True) as given, quiet(training):
+    with warnings.catch_warnings(record=True, action="always") as given, quiet(training):
         warnings.warn(
             "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need to be provided",
             stacklevel=1,
@@ -118,6 +118,6 @@ def test_a_run_that_goes_on_without_a_callback_hears_of_it(training: bool, heard
 @pytest.mark.parametrize(("rank", "heard"), [("0", 1), ("1", 0)])
 def test_what_every_rank_warns_of_is_heard_once(rank: str, heard: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", rank)
-    with warnings.catch_warnings(record=True) as given, quiet(training=True):
+    with warnings.catch_warnings(record=True, action="always") as given, quiet(training=True):
         warnings.warn("The configuration says sets of 5, but the weights were made for sets of 6 (...)", stacklevel=1)
     assert len(given) == heard
