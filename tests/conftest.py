@@ -6,6 +6,7 @@ torch and Lightning are imported where they are used: the process that hands out
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,6 +30,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 QUICK_XLA = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 if find_spec("jaxlib") and version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").removesuffix(QUICK_XLA) + QUICK_XLA
+
+
+# What a shell runs in the background ignores Ctrl-C, as would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -318,10 +318,15 @@ def cases(name: str, count: int, failures: list[str] | None = None) -> list[Outc
                 failures.append(f"{name}, {done}: {type(error).__name__}: {str(error)[:300]}")
                 outcomes.append(Outcome("failed", 0, 0))
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with _pristine(kind) as source:
-        outcome(kind, source)
-        draw_all()
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with _pristine(kind) as source:
+            outcome(kind, source)
+            draw_all()
+    finally:
+        log.setLevel(level)
     return outcomes
 
 
