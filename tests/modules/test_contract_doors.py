@@ -104,7 +104,7 @@ DOORS = {
 }
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     door=st.sampled_from(list(DOORS)),
     weights=st.integers(2, 8),
