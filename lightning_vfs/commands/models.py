@@ -65,4 +65,4 @@ def _class_of(ckpt_path: str) -> type[VFSDDPM]:
     found = choose(named, {})
     if not issubclass(found, VFSDDPM):
         raise CheckpointError(f"{ckpt_path} says that its model is of the class {named}, which is no VFSDDPM.")
-    return found  # type: ignore[no-any-return]
+    return found
