@@ -96,7 +96,7 @@ def test_the_readmes_first_commands_run_from_the_wheel(environment: Path, tmp_pa
     for name, *args in commands:
         run(environment / name, *args, "--config", fewer, cwd=tmp_path)
     pictures = tmp_path / "runs" / "glyphs" / "version_1" / "predictions"
-    assert sorted(path.name for path in pictures.iterdir()) == ["000000.png", "000001.png"]
+    assert sorted(path.name for path in pictures.glob("*.png")) == ["000000.png", "000001.png"]
     (tmp_path / "support").mkdir()
     Image.new("L", (16, 16), 128).save(tmp_path / "support" / "0.png")
     checkpoint = "runs/glyphs/version_0/checkpoints/last.ckpt"
