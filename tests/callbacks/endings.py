@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning_vfs import VFSDDPM, EMACallback
 from lightning_vfs.callbacks import PreemptionCheckpoint
 from lightning_vfs.data import ClassImages, SetDataModule
+from tests.checkpoints import leaves, unequal
 from tests.conftest import tiny_config
 
 SETS = 14
@@ -171,25 +172,10 @@ def state(path: Path) -> dict[str, Any]:
     """
     contents = torch.load(path, weights_only=True)
     kept = {name: value for name, value in contents["callbacks"].items() if name.startswith("EMA")}
-    leaves = _leaves(contents | {"callbacks": kept})
-    return {name: value for name, value in leaves if "val_loop.batch_progress" not in name}
-
-
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict | list | tuple):
-        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _leaves(value, f"{prefix}/{name}")
-    else:
-        yield prefix, values
+    named = leaves(contents | {"callbacks": kept})
+    return {name: value for name, value in named if "val_loop.batch_progress" not in name}
 
 
 def differences(path: Path, other: Path) -> list[str]:
     """Names in two checkpoints whose values are not equal, bit for bit."""
-    one, two = state(path), state(other)
-    return sorted(n for n in one.keys() | two.keys() if n not in one or n not in two or not _equal(one[n], two[n]))
-
-
-def _equal(one: Any, two: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and torch.equal(one.view(-1).view(torch.uint8), two.view(-1).view(torch.uint8))
-    return bool(one == two)
+    return unequal(state(path), state(other))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,19 @@ def trained(config_file: Path) -> Callable[..., Path]:
         return made[flags]
 
     return train
+
+
+@pytest.fixture
+def command(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
+    """Runs a subcommand in the test's folder up to where its trainer would start; gives exit status and checkpoint."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(subcommand: str, *flags: str) -> tuple[int, Any]:
+        from lightning_vfs.commands.lightning import VFSCLI
+
+        taken: list[Any] = []
+        monkeypatch.setattr(VFSCLI, "_run_subcommand", lambda cli, name: taken.append(cli.config[name]["ckpt_path"]))
+        flags = (f"--config={config_file}", "--trainer.logger.init_args.save_dir=runs", *flags)
+        return main([subcommand, *flags]), *taken
+
+    return run

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
+from tests.checkpoints import leaves, unequal
 from tests.processes import run
 
 
@@ -72,33 +72,14 @@ def interrupted(folder: Path, at: int, act: str, **options: Any) -> str:
 def checkpoint_of(run: Path) -> dict[str, Any]:
     """`last.ckpt` of a run's folder, as dotted names and values; without the folders that it names."""
     contents = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    return {name: value for name, value in _leaves(contents) if "ModelCheckpoint" not in name}
-
-
-def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict | list | tuple):
-        for name, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _leaves(value, f"{prefix}/{name}")
-    else:
-        yield prefix, values
+    return {name: value for name, value in leaves(contents) if "ModelCheckpoint" not in name}
 
 
 def differences(run: Path, other: Path) -> list[str]:
     """Names in the last checkpoints of two runs whose values are not equal, bit for bit."""
     one, two = checkpoint_of(run), checkpoint_of(other)
     assert any("current_model_state" in name for name in one) and any("optimizer_states" in name for name in one)
-    return sorted(
-        name
-        for name in one.keys() | two.keys()
-        if name not in one or name not in two or not _equal(one[name], two[name])
-    )
-
-
-def _equal(one: Any, two: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        # Bits, since some of the numbers may be NaN.
-        return one.dtype == two.dtype and one.shape == two.shape and one.numpy().tobytes() == two.numpy().tobytes()
-    return one == two
+    return unequal(one, two)
 
 
 def logged(run: Path, from_step: int = 0) -> list[dict[str, str]]:

@@ -14,7 +14,6 @@ import torch
 
 from lightning_vfs.cli import main
 from lightning_vfs.commands.evaluate import _data_of_run
-from lightning_vfs.commands.lightning import VFSCLI
 
 OTHER = {
     "seed": ["--seed_everything=1"],
@@ -31,20 +30,6 @@ SAME = [
     "--trainer.accumulate_grad_batches=2", "--model.compile=true", "--trainer.log_every_n_steps=1",
 ]  # fmt: skip
 """What a run may be resumed with."""
-
-
-@pytest.fixture
-def command(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
-    """Runs a subcommand in the test's folder up to where its trainer would start; gives exit status and checkpoint."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(subcommand: str, *flags: str) -> tuple[int, Any]:
-        taken: list[Any] = []
-        monkeypatch.setattr(VFSCLI, "_run_subcommand", lambda cli, name: taken.append(cli.config[name]["ckpt_path"]))
-        flags = (f"--config={config_file}", "--trainer.logger.init_args.save_dir=runs", *flags)
-        return main([subcommand, *flags]), *taken
-
-    return run
 
 
 @pytest.fixture

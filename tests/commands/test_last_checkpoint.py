@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_vfs.cli import main
 from lightning_vfs.commands.last_checkpoint import SameCheckpoint
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.core import CheckpointError
@@ -22,17 +21,9 @@ LOGGER = "--trainer.logger=lightning.pytorch.loggers"
 
 
 @pytest.fixture
-def command(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
-    """Runs a subcommand in the test's folder up to its last action; gives its exit status and checkpoint."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(subcommand: str, *flags: str) -> tuple[int, Any]:
-        taken: list[Any] = []
-        monkeypatch.setattr(VFSCLI, "_run_subcommand", lambda cli, name: taken.append(cli.config[name]["ckpt_path"]))
-        flags = (f"--config={config_file}", "--trainer.logger.init_args.save_dir=runs", "--trainer.max_steps=9", *flags)
-        return main([subcommand, *flags]), *taken
-
-    return run
+def command(command: Callable[..., tuple[int, Any]]) -> Callable[..., tuple[int, Any]]:
+    """For runs that are not finished."""
+    return lambda subcommand, *flags: command(subcommand, "--trainer.max_steps=9", *flags)
 
 
 @pytest.fixture
