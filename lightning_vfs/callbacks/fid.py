@@ -223,7 +223,7 @@ class FIDCallback(Callback):
                 f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
             )
         self.latest = record
-        line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
+        line = ", ".join(record.in_words())
         words = weights_in_words(trainer, pl_module)
         made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
@@ -237,7 +237,7 @@ class FIDCallback(Callback):
         if trainer.is_global_zero:
             try:
                 record.write(path)
-                _tell_loggers(trainer, path)
+                _tell_loggers(trainer, record, path)
             except (EvaluationError, OSError) as error:  # the disk became full meanwhile
                 problem = str(error)
         return can_write(trainer, FILE_NAME, path.parent, problem)
@@ -284,7 +284,9 @@ def _is_no_record(path: Path) -> str | None:
     return None if is_record else f"{path.name} is there already, and is not the record of an evaluation"
 
 
-def _tell_loggers(trainer: pl.Trainer, path: Path) -> None:
+def _tell_loggers(trainer: pl.Trainer, record: EvaluationRecord, path: Path) -> None:
+    lines = "\n".join(f"- {line}" for line in (*record.verdicts, *record.in_words()))
+    text = f"{lines}\n\n```json\n{path.read_text()}\n```"
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(FILE_NAME, f"```json\n{path.read_text()}\n```", trainer.global_step)
+            logger.experiment.add_text(FILE_NAME, text, trainer.global_step)
