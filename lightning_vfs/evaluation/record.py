@@ -97,6 +97,8 @@ class ModelRecord:
         averaging_decay: of the average, if it is known.
         averaging_warmup: whether the decay warmed up, if it is known.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
+        run_sha256: of the fingerprint of the run that trained it; None where that is not known.
+        recipe_sha256: of the same without its seed: runs of one method that differ in their seeds share it.
     """
 
     checkpoint: Annotated[str | None, Remark("this is what is compared")]
@@ -106,6 +108,8 @@ class ModelRecord:
     averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
     averaging_warmup: Annotated[bool | None, Remark("this is a choice of training")]
     autoencoder_sha256: Annotated[str | None, Remark("this is what is compared")]
+    run_sha256: Annotated[str | None, Remark("this is what is compared")] = None
+    recipe_sha256: Annotated[str | None, Remark("this is what is compared")] = None
 
 
 @dataclass(frozen=True)
@@ -317,7 +321,7 @@ class EvaluationRecord(JSONRecord):
     """
 
     # To be raised with every change of a field; and the fields that came with each schema.
-    SCHEMA = 4
+    SCHEMA = 5
     SINCE = {  # noqa: RUF012 (no annotation: hints are fields)
         2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
         3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
@@ -332,6 +336,7 @@ class EvaluationRecord(JSONRecord):
             "splits.*.affinity_hits",
             "splits.*.copies",
         ),
+        5: ("model.run_sha256", "model.recipe_sha256"),
     }
     # Fields that records of the present schema may lack, as versions before a release wrote them.
     OPTIONAL = (

@@ -22,7 +22,7 @@ from lightning_vfs.evaluation.comparison import compare
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
 PLAIN: dict[str, Any] = {
-    "schema": 4,
+    "schema": 5,
     "figures": {
         "fid/out": {
             "value": 4.5,
@@ -44,6 +44,8 @@ PLAIN: dict[str, Any] = {
         "averaging_decay": 0.999,
         "averaging_warmup": True,
         "autoencoder_sha256": None,
+        "run_sha256": "b" * 64,
+        "recipe_sha256": "d" * 64,
     },
     "data": {"dataset": "GlyphSets", "image_size": 16, "channels": 1},
     "splits": {
@@ -175,7 +177,7 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
         EvaluationRecord.from_dict(plain()).write(tmp_path / name)
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()
-    assert text.startswith('{\n  "schema": 4,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
+    assert text.startswith('{\n  "schema": 5,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
     assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
@@ -304,7 +306,7 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
         (b'{"dim": 3}', "there is no `schema` in it"),
         (
             b'{"schema": 7}',
-            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 4: evaluate again",
+            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 5: evaluate again",
         ),
         (b'{"schema": 2}', r"does not have the fields of schema 2 \(missing: figures, model, data, "),
         (
@@ -334,6 +336,8 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "model.autoencoder_sha256": ("b" * 64, REMARK, "autoencoder_sha256: none against bbbbbbbbbbbb…: this is what is"),
     "model.averaging_decay": (None, REMARK, "averaging_decay: 0.999 against none: "),
     "model.averaging_warmup": (False, REMARK, "averaging_warmup: True against False: this is a choice of training"),
+    "model.run_sha256": ("c" * 64, REMARK, "run_sha256: bbbbbbbbbbbb… against cccccccccccc…: this is what is compared"),
+    "model.recipe_sha256": ("c" * 64, REMARK, "recipe_sha256: dddddddddddd… against cccccccccccc…: this is what"),
     "data.dataset": ("FolderSets", REASON, "dataset: GlyphSets against FolderSets: figures of different data"),
     "data.image_size": (32, REASON, "image_size: 16 against 32: features see images of another size"),
     "data.channels": (3, REASON, "channels: 1 against 3: "),
