@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from io import TextIOWrapper
 
 from lightning_vfs.core.errors import (
@@ -64,11 +65,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = args
     if name not in SUBCOMMANDS:
-        print(f"lightning-vfs: there is no subcommand {name!r}; use one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
+        near = get_close_matches(name, SUBCOMMANDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"use one of {', '.join(SUBCOMMANDS)}."
+        print(f"lightning-vfs: there is no subcommand {name!r}; {meant}", file=sys.stderr)
         return 2
     from lightning_vfs.commands import configurations
     from lightning_vfs.commands.quiet import quiet
     from lightning_vfs.commands.trust import use_working_folder
+    from lightning_vfs.commands.usage import UsageError
 
     try:
         rest = configurations.resolve(rest)
@@ -83,8 +87,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
                 VFSCLI([name, *rest])
     except VFSError as error:
-        first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+        wrong_usage = isinstance(error, UsageError)
+        first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_LOCALID"))
         if first or not isinstance(error, ON_ALL_RANKS):
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+            said = f"lightning-vfs {name}: {error.explain(rest)}" if wrong_usage else f"{type(error).__name__}: {error}"
+            print(said, file=sys.stderr)
+        return 2 if wrong_usage else 1
     return 0

@@ -6,6 +6,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.evaluation.comparison import compare as compare_records
 from lightning_vfs.evaluation.record import EvaluationRecord, Figure
 
@@ -67,4 +68,4 @@ def _print_lines(title: str, lines: list[str]) -> None:
 
 def run(args: list[str]) -> int:
     """Parse the arguments and compare; returns the exit status."""
-    return auto_cli(compare, args=args, prog="lightning-vfs compare", as_positional=True)
+    return auto_cli(compare, args=args, prog="lightning-vfs compare", as_positional=True, parser_class=ExplainingParser)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.core.files import begin_files, local_path
+from lightning_vfs.core.files import begin_files, check_is_folder, local_path
 from lightning_vfs.data import FolderSets
 from lightning_vfs.data.module import SPLITS
 from lightning_vfs.data.pictures import sample_grid, save_png
@@ -34,6 +34,7 @@ def show(data: FolderSets, out: Path, num_classes: int = 8) -> None:
     """
     if num_classes < 1:
         raise ConfigError(f"--num_classes is {num_classes}; it must be at least 1.")
+    check_is_folder(out)
     print(data.describe())
     splits = [split for split in SPLITS if data.has_split(split)]
     begin_files(out, LISTING, [f"{split}.png" for split in splits])
@@ -56,7 +57,7 @@ def _sizes(counts: np.ndarray) -> str:
 
 def run(args: list[str]) -> None:
     """Parse the arguments and show the data."""
-    parser = ArgumentParser(prog="lightning-vfs data", description=__doc__)
+    parser = ExplainingParser(prog="lightning-vfs data", description=__doc__)
     parser.add_argument("--out", type=str, default="data_preview", help="Folder of the pictures.")
     parser.add_argument("--num_classes", type=int, default=8, help="Rows of a picture.")
     parser.add_class_arguments(FolderSets, None, help="The data, as --data.root and so on give it to `fit`.")

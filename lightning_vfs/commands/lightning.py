@@ -18,7 +18,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks.predictions import PredictionWriter
@@ -35,9 +34,11 @@ from lightning_vfs.commands.last_checkpoint import (
     last_checkpoint,
     nothing_left,
 )
+from lightning_vfs.commands.machine import instantiation, trainer_options
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core import contract
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
@@ -52,6 +53,10 @@ from lightning_vfs.training.nonfinite import why_not_finite
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
+
+
+class _Parser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser, which explains what is wrong."""
 
 
 class VFSCLI(LightningCLI):
@@ -81,10 +86,7 @@ class VFSCLI(LightningCLI):
                 trainer_defaults={"use_distributed_sampler": False},
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"overwrite": True},
-                # Without it, a hundred lines of usage precede every error.
-                parser_kwargs={
-                    name: {"usage": f"lightning-vfs {name} --config FILE [options]"} for name in self.subcommands()
-                },
+                parser_class=_Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -98,6 +100,16 @@ class VFSCLI(LightningCLI):
         self.model.asked = self._asked
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            VFSError: what a class refuses.
+            ConfigError: a class needs a package that is not installed; and what `instantiate_trainer` raises.
+        """
+        with instantiation():
+            super().instantiate_classes()
 
     def _check_mesh(self) -> None:
         """Refuse sizes of ModelParallelStrategy that do not match the run."""
@@ -139,10 +151,8 @@ class VFSCLI(LightningCLI):
                 callbacks.append(own())
         if any(isinstance(callback, ModelSummary) for callback in callbacks):
             kwargs["enable_model_summary"] = False  # Lightning would say that it adds no other
-        try:
+        with trainer_options():
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (MisconfigurationException, ValueError, ImportError) as error:
-            raise ConfigError(f"These --trainer options do not work here. Lightning says: {error}") from error
 
     def before_fit(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
