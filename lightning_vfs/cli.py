@@ -14,6 +14,7 @@ from lightning_vfs.core.errors import (
     ConfigError,
     NonFiniteLossError,
     SetSizeMismatchError,
+    UsageError,
     VFSError,
 )
 from lightning_vfs.version import __version__
@@ -72,7 +73,6 @@ def main(args: Sequence[str] | None = None) -> int:
     from lightning_vfs.commands import configurations
     from lightning_vfs.commands.quiet import quiet
     from lightning_vfs.commands.trust import use_working_folder
-    from lightning_vfs.commands.usage import UsageError
 
     try:
         rest = configurations.resolve(rest)
@@ -87,10 +87,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
                 VFSCLI([name, *rest])
     except VFSError as error:
-        wrong_usage = isinstance(error, UsageError)
         first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_LOCALID"))
         if first or not isinstance(error, ON_ALL_RANKS):
-            said = f"lightning-vfs {name}: {error.explain(rest)}" if wrong_usage else f"{type(error).__name__}: {error}"
+            usage = isinstance(error, UsageError)
+            said = f"lightning-vfs {name}: {error.explain(rest)}" if usage else f"{type(error).__name__}: {error}"
             print(said, file=sys.stderr)
-        return 2 if wrong_usage else 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_vfs.commands.usage import CONFIG_OPTIONS, check_yaml, did_you_mean
+from lightning_vfs.commands.usage import did_you_mean
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, check_yaml
 from lightning_vfs.core.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "configs"

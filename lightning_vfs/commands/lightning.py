@@ -24,7 +24,7 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
-from lightning_vfs.commands import own_model
+from lightning_vfs.commands import own_model, shortcuts
 from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
@@ -200,19 +200,36 @@ class VFSCLI(LightningCLI):
         return {name: {*skipped, "ckpt_path"} for name, skipped in known if name == sys.argv[1]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self._options = parser
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
         parser.add_argument("--trust", type=str | None, default=None, help=TRUST_HELP)
         parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        args, settings = shortcuts.spell_out(sys.argv[1:], sys.argv[1])
+        prints = settings and "--print_config" in args
+        args = [arg for arg in args if not (prints and arg == "--print_config")]
+        self.config = parser.parse_args(args)
         config = self.config[self.config["subcommand"]]
+        if settings:
+            shortcuts.apply(settings, config)
+            self._validate(parser)
+        if prints:  # the parser would have printed it without the settings
+            print(self._options.dump(config), end="")
+            raise SystemExit(0)
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
         self._seed = "random" if config["seed_everything"] is True else None
         # Set aside: Lightning would let the hyper-parameters of a checkpoint here override all flags.
         self._checkpoint: str | None = config["ckpt_path"]
         config["ckpt_path"] = None
+
+    def _validate(self, parser: LightningArgumentParser) -> None:
+        """Check options that were set after the parser had checked all of them."""
+        try:
+            parser.validate(self.config)
+        except (TypeError, KeyError) as error:
+            parser.error(str(error), error)
 
     def before_instantiate_classes(self) -> None:
         """Reconcile a checkpoint's hyper-parameters with the flags, by the contract."""

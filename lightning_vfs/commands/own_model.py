@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_vfs.commands.usage import CONFIG_OPTIONS
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.modules import VFSDDPM

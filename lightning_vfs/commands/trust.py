@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from lightning_vfs.commands.usage import CONFIG_OPTIONS
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.trust import refuse

@@ -6,16 +6,14 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from pydoc import locate
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_vfs.core.errors import ConfigError
-
-CONFIG_OPTIONS = ("--config", "-c")
+from lightning_vfs.commands.shortcuts import SHORTCUTS
+from lightning_vfs.commands.yaml_files import configuration_files, line_of, plain_key
+from lightning_vfs.core.errors import UsageError
 
 MOST_LISTED = 30
 """Names that a message lists."""
@@ -31,13 +29,8 @@ _NO_CLASS = (
 """What jsonargparse says of a class that is not there, or of another kind."""
 
 
-class UsageError(ConfigError):
-    """Arguments that cannot be parsed; the command line ends with exit status 2.
-
-    Args:
-        message: what jsonargparse says.
-        parser: the parser that has met it.
-    """
+class ParserError(UsageError):
+    """What a parser says, and which one: `explain` makes a sentence of it."""
 
     def __init__(self, message: str, parser: ArgumentParser) -> None:
         super().__init__(message)
@@ -50,12 +43,12 @@ class UsageError(ConfigError):
 
 
 class ExplainingParser(ArgumentParser):
-    """A parser that raises UsageError where others print their usage and exit."""
+    """A parser that raises ParserError where others print their usage and exit."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # it tries one type of a union
             super().error(message, ex)
-        raise UsageError(message, getattr(ex, "subcommand_parser", None) or self) from ex
+        raise ParserError(message, getattr(ex, "subcommand_parser", None) or self) from ex
 
 
 class _Message:
@@ -69,16 +62,22 @@ class _Message:
 
     def place(self, key: str) -> str:
         """An option as the user gave it: by a flag, or in a line of a configuration."""
-        if any(_plain_key(arg.partition("=")[0]) == key for arg in self.args if arg.startswith("-")):
+        flags = [plain_key(arg.partition("=")[0]) for arg in self.args if arg.startswith("-")]
+        if key in flags:
             return f"--{key}"
+        if short := next((name for name in flags if name in SHORTCUTS and SHORTCUTS[name].stands_for == key), None):
+            return f"--{short}"
         for file in reversed(configuration_files(self.args)):
-            if (line := _line_of(file, key)) is not None:
+            if (line := line_of(file, key)) is not None:
                 return f"{file}, line {line}: {key}"
         return f"--{key}"
 
     def options(self) -> list[str]:
         """All options of the parser."""
-        return [*self.parser.get_defaults().keys(), "config", "help", "help.all"]
+        trains = self.parser.prog.endswith(" fit")
+        short = [name for name, shortcut in SHORTCUTS.items() if trains or not shortcut.only_fit]
+        own = list(self.parser.get_defaults().keys())
+        return [*own, *(short if "trainer.max_steps" in own else ()), "config", "help", "help.all"]
 
 
 def _told(said: _Message) -> str:
@@ -191,65 +190,3 @@ def _meant(word: str, known: Iterable[str], prefix: str = "", others: bool = Fal
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` as the end of a sentence, or nothing."""
     return _meant(word, known)
-
-
-# -- configurations ---------------------------------------------------------------------------------------------------
-
-
-def configuration_files(args: Sequence[str]) -> list[Path]:
-    """Files that `--config` names, in their order."""
-    found = []
-    for i, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option in CONFIG_OPTIONS:
-            found.append(value if equals else args[i + 1] if i + 1 < len(args) else "")
-    return [Path(value) for value in found if value and _is_file(value)]
-
-
-def _is_file(value: str) -> bool:
-    try:
-        return Path(value).is_file()
-    except OSError:  # YAML text longer than a name may be
-        return False
-
-
-def check_yaml(file: Path) -> None:
-    """Refuse a configuration that is no YAML, or no mapping.
-
-    Raises:
-        ConfigError: with the line and what is wrong with it.
-    """
-    try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{file}{line}: this is not YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}.") from error
-    if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"{file} holds a {type(values).__name__}, but a configuration maps names to values.")
-
-
-def _line_of(file: Path, key: str) -> int | None:
-    """The line of a configuration that gives an option by its dotted name; lists and `init_args` have no name."""
-    try:
-        root = yaml.compose(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return next((line for name, line in _keys(root, "") if name == key), None)
-
-
-def _keys(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            yield from _keys(part, prefix)
-    elif isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            below = prefix if name.value == "init_args" else f"{prefix}.{_plain_key(name.value)}".lstrip(".")
-            yield below, name.start_mark.line + 1
-            yield from _keys(value, below)
-
-
-def _plain_key(name: str) -> str:
-    return name.lstrip("-").rstrip("+").replace(".init_args.", ".")
