@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback
 from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
@@ -46,7 +48,7 @@ from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationEr
 from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
@@ -411,3 +413,22 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+SHOWN = {
+    "data": (FolderSets, GlyphSets),
+    "trainer.callbacks": (EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback),
+}
+"""Classes whose options the help has: those that a configuration names are not among the parser's own."""
+
+
+def print_help(subcommand: str) -> None:
+    """Print all options of a subcommand, and those of our data sets and callbacks."""
+    asked = [
+        ["--help"],
+        *([f"--{key}.help", f"{kind.__module__}.{kind.__name__}"] for key, kinds in SHOWN.items() for kind in kinds),
+    ]
+    for args in asked:
+        with suppress(SystemExit):
+            VFSCLI([subcommand, *args])
+        print()
