@@ -9,12 +9,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from lightning_vfs.core.errors import DataError
 
 DECODING = 1
 """Version of the decoded pixels; raise it when they change."""
+
+PILLOW = ".".join(PIL.__version__.split(".")[:2])
+"""Pillow's version without its patch level, which does not change pixels."""
 
 
 FORMATS = frozenset(

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from safetensors import safe_open
 
 from lightning_vfs.core.errors import ConfigError, DataError
+from lightning_vfs.data.cache_folder import Lease
 from lightning_vfs.data.draws import sample_distinct
 
 
@@ -96,6 +97,7 @@ class ClassImages:
         self._stored = images
         self._files = files
         self.mapped = mapped
+        self._lease = None if mapped is None else Lease(mapped)
         self._rows = rows
         self._set_classes(class_names, labels if rows is None else labels[rows])
 
@@ -106,11 +108,12 @@ class ClassImages:
         self.offsets = np.cumsum(self.counts) - self.counts
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | ({} if self.mapped is None else {"_stored": self._stored.shape})
+        return self.__dict__ | ({} if self.mapped is None else {"_stored": self._stored.shape, "_lease": None})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.mapped is not None:
+            self._lease = Lease(self.mapped)
             self._stored = map_images(self.mapped).expand(state["_stored"])
 
     def __len__(self) -> int:
@@ -137,7 +140,7 @@ class ClassImages:
         selected = object.__new__(ClassImages)
         selected._stored = self._stored
         selected._files = self._files
-        selected.mapped = self.mapped
+        selected.mapped, selected._lease = self.mapped, self._lease
         selected._rows = rows if self._rows is None else self._rows[rows]
         selected._set_classes([self.class_names[i] for i in classes], labels)
         return selected

@@ -17,7 +17,7 @@ from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.core.seeding import global_seed
-from lightning_vfs.data.cache import default_cache_dir
+from lightning_vfs.data.cache_folder import default_cache_dir
 from lightning_vfs.data.images import ClassImages
 from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
 
