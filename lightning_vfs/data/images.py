@@ -18,8 +18,10 @@ from lightning_vfs.data.draws import sample_distinct
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.float().div_(127.5).sub_(1)
+    """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1, on every device the same numbers."""
+    # By a number of Python, CUDA would multiply with its reciprocal, which rounds otherwise.
+    half = torch.full((), 127.5, dtype=torch.float32, device=images.device)
+    return images.float().div_(half).sub_(1)
 
 
 def map_images(path: Path) -> torch.Tensor:

@@ -23,7 +23,8 @@ from lightning_vfs.data.images import ClassImages
 class SetBatch(TypedDict):
     """A batch of sets.
 
-    images: float32 (b, n, c, h, w) in [-1, 1], the images of a set distinct and of one class.
+    images: uint8 (b, n, c, h, w), the images of a set distinct and of one class; a module of the trainer gets them as
+        float32 in [-1, 1], scaled on its device (`SetDataModule.on_after_batch_transfer`).
     label: int64 (b,), class of every set, as an index into the split.
     index: int64 (b,), global index of every set: epoch * sets per epoch + position in the epoch.
     """
@@ -170,7 +171,7 @@ class _PlannedSets(Dataset[SetBatch]):
 
     def __getitem__(self, plan: SetPlan) -> SetBatch:
         return {
-            "images": self._images.float(plan["members"]),
+            "images": self._images.uint8(plan["members"]),
             "label": torch.from_numpy(plan["label"]),
             "index": torch.from_numpy(plan["index"]),
         }
