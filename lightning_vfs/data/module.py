@@ -35,8 +35,8 @@ class SetDataModule(LightningDataModule, ABC):
 
     A subclass loads its images in `load`. Training draws different sets in every epoch, validation and test always the
     same; they depend on the seed and the epoch, not on the number of workers or ranks. Batches are `SetBatch`: images
-    (b, n, c, h, w), label (b,), index (b,). Images travel as uint8, a quarter of the bytes, and become floats in [-1, 1]
-    on the device, before a module of the trainer sees them.
+    (b, n, c, h, w), label (b,), index (b,). Images travel as uint8, a quarter of the bytes, and become floats in
+    [-1, 1] on the device, before a module of the trainer sees them.
 
     Args:
         set_size: images per set (n), at least 2; classes with fewer images are left out.
