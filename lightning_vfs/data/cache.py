@@ -17,7 +17,7 @@ from lightning_vfs.core.errors import DataError
 from lightning_vfs.core.files import replacing, try_folder
 from lightning_vfs.data.cache_folder import FOLDER, Lease, make_space, mark_used, readable
 from lightning_vfs.data.images import ClassImages, map_images
-from lightning_vfs.data.tensor_file import TensorFile, check
+from lightning_vfs.data.tensor_file import TensorFile, check, mark_whole
 
 
 class DamagedCacheWarning(UserWarning):
@@ -86,8 +86,9 @@ def _read(path: Path) -> ClassImages:
     mark_used(path.with_suffix(".json"))
     # safetensors maps the file privately: nothing that is written to the tensor reaches the file.
     with safe_open(path, framework="pt") as file:
-        class_names, labels = json.loads(file.metadata()["class_names"]), file.get_tensor("labels").numpy()
-    images = ClassImages(map_images(path), class_names, labels, mapped=path)
+        metadata, labels = file.metadata(), file.get_tensor("labels").numpy()
+    class_names = json.loads(metadata["class_names"])
+    images = ClassImages(map_images(path), class_names, labels, mapped=path, key=metadata["sha256"])
     del lease  # which the images have by themselves
     return images
 
@@ -101,6 +102,7 @@ def _write(path: Path, images: ClassImages, name: str, source: str) -> None:
         file.write("images", pixels.numpy())
         file.write("labels", np.asarray(labels))
         file.finish()
+    mark_whole(path)
 
 
 def describe(shape: tuple[int, ...]) -> str:

@@ -32,6 +32,10 @@ HEIC = frozenset([".heic", ".heif"])
 """Suffixes of what Pillow reads with the plugin pillow-heif."""
 
 
+threads = os.cpu_count()
+"""Images that are decoded at once; the processes that fetch batches set it to 1."""
+
+
 @cache
 def extensions() -> frozenset[str]:
     """Suffixes, in lower case with the dot, of the pictures that Pillow reads here."""
@@ -118,7 +122,9 @@ def decode_rows(decode_row: Callable[[int], np.ndarray], out: np.ndarray) -> lis
             return error
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    if threads == 1 or len(out) == 1:
+        return list(map(fill, range(len(out))))
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(fill, range(len(out))))
 
 

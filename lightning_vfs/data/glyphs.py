@@ -74,7 +74,9 @@ class GlyphSets(SetDataModule):
         images = cached_images(self.cache_dir, "glyphs", key, lambda: _render_all(paths, self.image_size), SOURCE)
         if self.channels == 1:
             return images
-        return ClassImages(images.images.expand(-1, 3, -1, -1), images.class_names, images.labels, mapped=images.mapped)
+        return ClassImages(
+            images.images.expand(-1, 3, -1, -1), images.class_names, images.labels, mapped=images.mapped, key=images.key
+        )
 
 
 def _font_files() -> dict[str, Path]:
