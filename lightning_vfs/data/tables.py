@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -210,26 +211,28 @@ class _Table(_Part):
         except ImportError as error:
             raise ConfigError(f"pyarrow reads {path.name}: pip install 'lightning_vfs[hf]'.") from error
         self.path, self._column, self._state = path, image_column, file_state(path)
-        self._group: tuple[int, pa.ChunkedArray] | None = None
+        self._file: Any = None
+        self._group: tuple[int, Any] | None = None
         try:
-            if path.suffix == ".parquet":
-                self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-                schema = self._file.schema_arrow
-                counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-            else:
-                self._file = None
-                self._table = _arrow_table(path)
-                schema, counts = self._table.schema, [self._table.num_rows]
+            file = self._opened()
+            schema = file.schema_arrow if self._grouped else file.schema
             for column in (image_column, label_column):
                 if column not in schema.names:
                     raise DataError(f"{path} has no column {column}; it has {', '.join(schema.names)}.")
-            labels = self._file.read([label_column]) if self._file else self._table.select([label_column])
+            if self._grouped:
+                counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                labels = file.read([label_column], use_threads=False)
+            else:
+                counts, labels = [file.num_rows], file.select([label_column])
             self.labels = _class_names(labels.column(0).to_pylist(), schema, label_column)
         except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path} cannot be read as a table ({str(error)[:200]}).") from error
-        self._ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        self._ends = list(itertools.accumulate(counts))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None, "_group": None}
 
     def state(self, row: int) -> str:
         return self._state
@@ -243,7 +246,8 @@ class _Table(_Part):
         group = bisect.bisect_right(self._ends, row)
         try:
             if self._group is None or self._group[0] != group:
-                table = self._file.read_row_group(group, [self._column]) if self._file else self._table
+                file = self._opened()
+                table = file.read_row_group(group, [self._column], use_threads=False) if self._grouped else file
                 self._group = group, table.column(self._column)
             value = self._group[1][row - (self._ends[group - 1] if group else 0)].as_py()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -254,10 +258,24 @@ class _Table(_Part):
             raise DataError(f"{self.path}, row {row} has {what} in the column {self._column}, not the bytes of a file.")
         return found
 
+    @property
+    def _grouped(self) -> bool:
+        return self.path.suffix == ".parquet"
+
+    def _opened(self) -> Any:
+        """The file, memory-mapped: pyarrow's ParquetFile, or the Table of an Arrow file."""
+        import pyarrow.parquet
+
+        if self._file is None:
+            self._file = (
+                pyarrow.parquet.ParquetFile(self.path, memory_map=True) if self._grouped else _arrow_table(self.path)
+            )
+        return self._file
+
 
 def _arrow_table(path: Path) -> pa.Table:
     """An Arrow file, memory-mapped; Hugging Face writes streams, others files."""
-    import pyarrow
+    import pyarrow.ipc
 
     try:
         return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()

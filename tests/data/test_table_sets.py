@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightning_vfs.core.errors import ConfigError, DataError
@@ -64,6 +66,21 @@ def test_a_table_has_a_class_for_each_label(tmp_path: Path, file: str, bare: boo
         for split, found in classes(data).items():
             for name in found:
                 assert greys(data, split, name) == [NAMES.index(name) + 4 * j for j in range(3)]
+
+
+@pytest.mark.usefixtures("pyarrow")
+@pytest.mark.parametrize("file", ["table.parquet", "data-00000-of-00001.arrow", "shard.tar"])
+def test_workers_that_are_not_forked_read_tables_too(tmp_path: Path, file: str) -> None:
+    """They get a copy of what was found."""
+    if file == "shard.tar":
+        path, columns = write_tar(tmp_path / file, shard([0, 1] * 3, 0, "cls")), ("png", "cls")
+    else:
+        path, columns = write_table(tmp_path / file, rows([0, 1] * 3)), ("image", "label")
+    found = TableSets(str(path), *columns, **SMALL).find()
+    again = pickle.loads(pickle.dumps(found.source))
+    out = np.zeros((6, 1, 8, 8), np.uint8)
+    assert again.decode(range(6), out) == [None] * 6
+    assert out[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
 
 
 @pytest.mark.usefixtures("pyarrow")
