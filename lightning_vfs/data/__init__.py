@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_vfs.data.module import SetDataModule
     from lightning_vfs.data.omniglot import OmniglotSets
     from lightning_vfs.data.sets import SetBatch
+    from lightning_vfs.data.tables import TableSets
 
 _HOMES = {
     "CIFAR100Sets": "cifar100",
@@ -32,6 +33,7 @@ _HOMES = {
     "FolderSets": "folders",
     "GlyphSets": "glyphs",
     "SetBatch": "sets",
+    "TableSets": "tables",
     "SetDataModule": "module",
     "load_support": "folders",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "OmniglotSets",
     "SetBatch",
     "SetDataModule",
+    "TableSets",
     "load_support",
 ]
 
