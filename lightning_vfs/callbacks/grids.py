@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
+from lightning_vfs.callbacks.loggers import log_picture
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import begin_files, local_path
@@ -135,7 +135,7 @@ class SampleGridCallback(Callback):
         if grid is None:
             return
         for logger in trainer.loggers:
-            _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)
+            log_picture(logger, f"samples/{self.split}", grid, trainer.global_step)
 
     def _check(self, pl_module: Any, data: SetDataModule) -> None:
         check_model(pl_module, data, self.sampling)
@@ -174,11 +174,3 @@ class SampleGridCallback(Callback):
         episodes = images.episodes(len(images), shots_of(pl_module, data), self.seed)
         rows = episodes.first_of_classes(self.num_classes)
         return images.float(episodes.supports[rows]), torch.from_numpy(episodes.labels[rows])
-
-
-def _log_image(logger: Any, key: str, picture: Tensor, step: int) -> None:
-    """Pass the picture to a Lightning logger, if it takes any: `log_image` (Wandb), or TensorBoard's `add_image`."""
-    if hasattr(logger, "log_image"):
-        logger.log_image(key=key, images=[to_pil_image(picture)], step=step)
-    elif hasattr(getattr(logger, "experiment", None), "add_image"):
-        logger.experiment.add_image(key, picture, step)

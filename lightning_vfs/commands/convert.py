@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import auto_cli
 
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.trust import import_trusted
 from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import CheckpointError, ConfigError
@@ -129,4 +131,10 @@ def _description(state: TrainingState, to: str, raw: bool) -> str:
 
 def run(args: list[str]) -> None:
     """Parse the arguments and convert."""
-    auto_cli(convert, args=args, prog="lightning-vfs convert", as_positional=False, parser_class=ExplainingParser)
+    auto_cli(
+        convert,
+        args=spell_out_last(args, find_last),
+        prog="lightning-vfs convert",
+        as_positional=False,
+        parser_class=ExplainingParser,
+    )

@@ -14,6 +14,8 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.machine import device_of
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.commands.trust import import_trusted
@@ -194,13 +196,14 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
 
 
 def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Iterator[Tensor]:
-    model.use_device(device_of(device))
+    place = device_of(device)
+    model.use_device(place)
     try:
-        for generated in model.to(device).eval().sample_batches(images, **how):
+        for generated in model.to(place).eval().sample_batches(images, **how):
             yield generated.cpu()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{how['batch_size']} images at a time do not fit {device}'s memory: set --batch_size below that."
+            f"{how['batch_size']} images at a time do not fit {place}'s memory: set --batch_size below that."
         ) from error
 
 
@@ -232,7 +235,7 @@ def run(args: list[str]) -> None:
     """Parse the arguments and sample."""
     auto_cli(
         sample,
-        args=spell_out_raw(args),
+        args=spell_out_raw(spell_out_last(args, find_last)),
         prog="lightning-vfs sample",
         as_positional=False,
         parser_class=ExplainingParser,
