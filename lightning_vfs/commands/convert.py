@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import auto_cli
 
+from lightning_vfs.commands.closing import next_command, sampling_command
 from lightning_vfs.commands.last_run import spell_out_last
 from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.trust import import_trusted
@@ -77,6 +78,10 @@ def convert(
     }
     write[to](state, target)
     print(f"{target}: {_description(state, to, raw)}")
+    if to == "pretrained":
+        print(sampling_command(state.config, "--pretrained", target))
+    elif to == "ckpt":
+        print(next_command("fit", "--config", "imported", "--data.root", "FOLDER", "--ckpt_path", target))
 
 
 def _check_finite(state: TrainingState, source: str) -> None:

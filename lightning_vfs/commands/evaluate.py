@@ -10,8 +10,10 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
+from lightning_vfs.commands.closing import next_command
 from lightning_vfs.commands.configurations import configuration_of
 from lightning_vfs.commands.last_run import spell_out_last
 from lightning_vfs.commands.lightning import find_last
@@ -133,3 +135,5 @@ def run(args: list[str]) -> None:
         made = parser.instantiate(options)
     trainer = evaluate(options, made.data, made.fid)
     print_results(trainer)
+    if made.fid.written is not None:
+        rank_zero_info(next_command("compare", made.fid.written, "OTHER/fid.json"))

@@ -28,6 +28,7 @@ from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
 from lightning_vfs.commands import last_run, own_model, recipes, shortcuts
+from lightning_vfs.commands.closing import files_of_run, next_command, sampling_command
 from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
@@ -190,27 +191,46 @@ class VFSCLI(LightningCLI):
         saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         checkpoint = f"; last checkpoint: {saved}" if saved else ""
         rank_zero_info(f"Trained to step {self.trainer.global_step}. Log: {folder}{checkpoint}")
+        self._say_files(folder)
+        if saved:
+            rank_zero_info(sampling_command(self.model.config, "--ckpt_path", saved))
+
+    def _say_files(self, folder: str) -> None:
+        if self.trainer.is_global_zero and (files := files_of_run(self.trainer, folder)):
+            rank_zero_info(files)
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+        try:
+            self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+        except SystemExit:  # after a signal, which all ranks have seen
+            self._say_files(self.trainer.log_dir or self.trainer.default_root_dir)
+            raise
 
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
         self._check_finite()
+        self._say_record()
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
         self._check_finite()
+        self._say_record()
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
+
+    def _say_record(self) -> None:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        written = [c.written for c in callbacks if isinstance(c, FIDCallback) and c.written is not None]
+        if written:
+            rank_zero_info(next_command("compare", written[0], "OTHER/fid.json"))
 
     def _check_finite(self) -> None:
         """Raise EvaluationError for figures that are not finite numbers."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_vfs.data.glyphs import GlyphSets
     from lightning_vfs.data.images import ClassImages, Episodes
     from lightning_vfs.data.module import SetDataModule
+    from lightning_vfs.data.pictures import sample_grid, save_png, to_image
     from lightning_vfs.data.sets import SetBatch
 
 _HOMES = {
@@ -22,8 +23,22 @@ _HOMES = {
     "SetBatch": "sets",
     "SetDataModule": "module",
     "load_support": "folders",
+    "sample_grid": "pictures",
+    "save_png": "pictures",
+    "to_image": "pictures",
 }
 
-__all__ = ["ClassImages", "Episodes", "FolderSets", "GlyphSets", "SetBatch", "SetDataModule", "load_support"]
+__all__ = [
+    "ClassImages",
+    "Episodes",
+    "FolderSets",
+    "GlyphSets",
+    "SetBatch",
+    "SetDataModule",
+    "load_support",
+    "sample_grid",
+    "save_png",
+    "to_image",
+]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
