@@ -28,6 +28,8 @@ SUBCOMMANDS = {
     "data": "show a folder of images as training sees it, before training",
     "sample": "generate images of a class from a folder of a few of its images",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
+    "extractor": "train a feature extractor on the classes of a data set",
+    "cache": "list and clear what is kept on disk: decoded images, features",
     "compare": "show two evaluations side by side, and say whether they are comparable",
 }
 
@@ -84,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
         rest = ["--help"] if asked else configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "data", "sample", "convert", "compare"):
+            if name in ("evaluate", "data", "sample", "convert", "extractor", "cache", "compare"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0

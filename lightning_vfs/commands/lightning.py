@@ -50,7 +50,8 @@ from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationEr
 from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule
+from lightning_vfs.data import SetDataModule
+from lightning_vfs.data.catalog import DATA_SETS
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
@@ -495,7 +496,7 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 SHOWN = {
-    "data": (FolderSets, GlyphSets),
+    "data": tuple(DATA_SETS.values()),
     "trainer.callbacks": (EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback),
 }
 """Classes whose options the help has: those that a configuration names are not among the parser's own."""
