@@ -70,7 +70,7 @@ def with_configuration(args: Sequence[str]) -> list[str]:
         CheckpointError: there is no such run, or its configuration is gone.
         UntrustedCodeError: its configuration names code that the user has not named.
     """
-    if not asks_for_last(args) or any(arg.startswith("--data") for arg in args) or _have_data(args):
+    if not asks_for_last(args) or _have_data(args):
         return list(args)
     file, checkpoint = newest()
     config = configuration_of(file.parent.parent, checkpoint.get(FINGERPRINT, {}))
@@ -86,6 +86,9 @@ def with_configuration(args: Sequence[str]) -> list[str]:
 
 
 def _have_data(args: Sequence[str]) -> bool:
+    """Whether arguments or their configurations say what data it is; options alone do not."""
+    if any(name in ("--data", "--data.class_path", "--data.root") for name, _ in _values(args)):
+        return True
     return any("data" in (yaml.safe_load(file.read_text()) or {}) for file in configuration_files(args))
 
 

@@ -22,7 +22,17 @@ from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, plain_key
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import local_path
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule
+from lightning_vfs.data import (
+    CelebASets,
+    CIFAR100Sets,
+    CUBSets,
+    Flowers102Sets,
+    FolderSets,
+    GlyphSets,
+    MiniImageNetSets,
+    OmniglotSets,
+    SetDataModule,
+)
 from lightning_vfs.data.decode import is_image
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.step import TrainingStep
@@ -48,6 +58,12 @@ class Recipe(NamedTuple):
 
 RECIPES = (
     Recipe("glyphs", gpu=False, side=16, largest=16, data=GlyphSets),
+    Recipe("data/omniglot", gpu=True, side=28, largest=28, data=OmniglotSets),
+    Recipe("data/cifar100", gpu=True, side=32, largest=32, data=CIFAR100Sets),
+    Recipe("data/mini_imagenet", gpu=True, side=32, largest=32, data=MiniImageNetSets),
+    Recipe("data/celeba", gpu=True, side=64, largest=64, data=CelebASets),
+    Recipe("data/cub", gpu=True, side=64, largest=64, data=CUBSets),
+    Recipe("data/flowers102", gpu=True, side=64, largest=64, data=Flowers102Sets),
     Recipe("folders", gpu=True, side=32, largest=64),
     Recipe("cpu", gpu=False, side=32, largest=32),
 )
@@ -93,7 +109,7 @@ def with_recipe(args: Sequence[str]) -> Chosen | None:
         "data.channels": channels,
         **_patches(recipe, side),
         "trainer.precision": precision,
-        "name": _run_name(data, given),
+        "name": recipe.name.rpartition("/")[2] if recipe.data else _run_name(data, given),
     }
     if any(name.startswith("trainer.logger") for name in given):
         del options["name"]
@@ -206,7 +222,8 @@ def _precision(gpu: bool) -> str:
 
 def _run_name(data: type[SetDataModule], given: dict[str, str]) -> str:
     """The folder's name, or that of the data set."""
-    name = local_path(given["data.root"], "--data.root").resolve().name if given.get("data.root") else ""
+    folder = given.get("data.root", "") if issubclass(data, FolderSets) else ""
+    name = local_path(folder, "--data.root").resolve().name if folder else ""
     return name if name.isprintable() and name.strip("._- ") else data.__name__
 
 

@@ -70,6 +70,15 @@ def test_the_builtin_data_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_recipe(["fit", "--data=lightning_vfs.data.GlyphSets"]).args == own.args  # type: ignore[union-attr]
 
 
+def test_published_data_has_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for gpu, expected in ((True, "omniglot"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        chosen = with_recipe(["fit", "--data=OmniglotSets", f"--data.root={tmp_path}"])
+        assert chosen is not None and Path(chosen.args[2]).stem == expected
+        assert {"--data.image_size=28", "--data.channels=1"} <= set(chosen.args)
+
+
 def test_what_is_given_stays(tmp_path: Path) -> None:
     given = ["--precision=16-true", "--name=mine", "--data.channels=1", "--model.config.encoder.patch_size=7"]
     chosen = with_recipe(["fit", f"--data.root={images(tmp_path / 'a', 40, 'RGB')}", "--data.image_size=28", *given])
@@ -136,3 +145,10 @@ def test_every_recipe_is_a_configuration_of_its_side() -> None:
         values = yaml.safe_load((recipes.FOLDER / f"{recipe.name}.yaml").read_text())
         assert values["data"]["init_args"]["image_size"] == recipe.side
         VFSConfig.for_data(values["model"]["config"], values["data"]["init_args"])
+
+
+def test_the_documentation_has_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for recipe in RECIPES:
+        name = "data/..." if recipe.name.startswith("data/") else recipe.name
+        assert f"`{name}`" in text and (recipe.data is None or f"`{recipe.data.__name__}`" in text)
