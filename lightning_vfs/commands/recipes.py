@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from lightning_vfs.commands.configurations import FOLDER
@@ -230,6 +231,9 @@ def _run_name(data: type[SetDataModule], given: dict[str, str]) -> str:
 # -- what to expect ---------------------------------------------------------------------------------------------------
 
 
+DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Types of autocast, by the precisions of which a step can be timed without a trainer."""
+
 REPEATS = 3
 """Steps that are timed."""
 
@@ -237,30 +241,25 @@ ENOUGH_SECONDS = 10.0
 """After which no more steps are timed."""
 
 
-def seconds_per_step(model: VFSDDPM, sets: int, precision: str, repeats: int = REPEATS) -> float:
-    """Median time of a training step on this machine, of a copy of the model, after one to warm up.
+def seconds_per_step(model: VFSDDPM, sets: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Median time of a training step of a copy of the model, after one to warm up.
 
     Args:
-        model: it stays as it is, as do the random number generators.
-        sets: sets of a batch on one device.
-        precision: of the trainer.
-        repeats: steps that are timed.
+        model: one that takes sets alone; it stays as it is, as do the random number generators.
+        sets: sets of a batch.
+        dtype: of autocast; float32 is none.
+        device: where it is measured.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = model.config.sets
-    cuda = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         timed = copy.deepcopy(model).to(device).train()
-        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
         step = TrainingStep(timed, timed.batch_loss, dtype)
         x_set = torch.zeros(sets, shape.set_size, shape.channels, shape.image_size, shape.image_size, device=device)
-        times = []
-        for _ in range(1 + repeats):
+        times: list[float] = []
+        while len(times) <= REPEATS and sum(times) < ENOUGH_SECONDS:
             start = time.perf_counter()
             step(x_set).item()
             times.append(time.perf_counter() - start)
-            if sum(times) > ENOUGH_SECONDS:
-                break
     return median(times[1:] or times)
 
 
@@ -272,14 +271,18 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def expectation(model: VFSDDPM, data: Any, trainer: Any) -> str | None:
-    """How long a run takes, by some steps on this machine; None if it has no end or measuring fails."""
+def expectation(model: VFSDDPM, data: SetDataModule, trainer: Trainer) -> str | None:
+    """How long a run takes, by some steps on this machine; None if it has no end, or cannot be measured this way."""
     steps = trainer.max_steps
     if steps < 0 and trainer.max_epochs is not None and trainer.max_epochs > 0:
         steps = trainer.max_epochs * (data.sets_per_epoch // (data.batch_size * trainer.world_size))
-    if steps <= 0:
+    dtype = DTYPES.get(str(trainer.precision))
+    if steps <= 0 or dtype is None or model.config.encoder.condition == "label":
         return None
-    seconds = seconds_per_step(model, data.batch_size, str(trainer.precision))
+    try:
+        seconds = seconds_per_step(model, data.batch_size, dtype, trainer.strategy.root_device)
+    except torch.OutOfMemoryError:
+        return f"A step of {data.batch_size} sets does not fit the GPU's memory: set --batch_size below that."
     return (
         f"Time: about {duration(steps * seconds)} for {steps:,} steps of {seconds:.2g} s, as some took just now, "
         "without loading, validation and pictures; the progress bar has the time left."
