@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
     from lightning_vfs.commands.trust import use_working_folder
 
     try:
-        rest = ["--help"] if asked else configurations.resolve(rest)
+        rest = [helps.SHORT if arg == helps.ALL else arg for arg in rest] if asked else configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
             if name in ("evaluate", "data", "sample", "convert", "extractor", "cache", "compare"):

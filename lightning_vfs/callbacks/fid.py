@@ -87,6 +87,7 @@ class FIDCallback(Callback):
 
     Attributes:
         latest: the record of the latest evaluation.
+        written: the file that it is in.
 
     Raises:
         ConfigError: an option is out of range.
@@ -148,6 +149,7 @@ class FIDCallback(Callback):
             save_images=None if save_images is None else local_path(save_images, "save_images"),
         )
         self.latest: EvaluationRecord | None = None
+        self.written: Path | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
@@ -233,6 +235,7 @@ class FIDCallback(Callback):
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
         rank_zero_info(f"{verdict}{made}, {words}: {line}")
         if writes and self._write(record, path, trainer):
+            self.written = path
             rank_zero_info(f"Record of the evaluation: {path}")
         return figures
 
