@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.trust import refuse
@@ -20,11 +21,8 @@ HELP = (
     "if you trust it: my_package, or my_package.MyEncoder; several are separated by commas."
 )
 
-CONFIG = ("--config", "-c")
-
 TRANSFORM = re.compile(r"torchvision\.transforms\.v2\.\w+")
 """Transforms that augment images; they are part of a package that is imported anyway."""
-
 
 def import_trusted(names: str | None) -> list[str]:
     """Import what `--trust` names, so that files may name it too; returns the names of the modules.
@@ -84,7 +82,7 @@ def _named(args: Sequence[str]) -> Iterator[str]:
             option, text = args[i - 1] if i else "", arg
         if option == "--trust":
             yield from (f"{name.strip()}." for name in text.split(","))
-        if option in CONFIG and Path(text).is_file():
+        if option in CONFIG_OPTIONS and Path(text).is_file():
             text = Path(text).read_text(errors="replace")
         yield from re.findall(r"(?<![\w./])[^\W\d]\w*\.[\w.]*\w(?![\w/])", text)
 

@@ -138,6 +138,16 @@ def try_folder(folder: Path) -> None:
         os.fsync(probe.fileno())
 
 
+def check_is_folder(folder: Path) -> None:
+    """Refuse a folder to write to that is a file, or below one.
+
+    Raises:
+        ConfigError: what is there, and what to do.
+    """
+    if not (place := nearest(folder)).is_dir():
+        raise ConfigError(f"{place} is a file, not a folder that files can be written to: choose another folder.")
+
+
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
     """Check that files of these names can be written to a folder, replacing those of an earlier run.
 
@@ -152,6 +162,7 @@ def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be made or written, or holds files of these names that no listing names.
     """
+    check_is_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / f".{listing}", sync=False) as probe:
