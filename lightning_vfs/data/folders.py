@@ -74,7 +74,7 @@ class FolderSets(ImageSets):
             [found.name for found in layout.classes],
             [len(found.images) for found in layout.classes],
             [found.split for found in layout.classes],
-            _contents(layout),
+            contents_of(layout),
             layout.remarks(),
         )
 
@@ -115,7 +115,8 @@ class PrintableNames(Sequence[str]):
         return printable(self._names[row])
 
 
-def _contents(layout: FolderLayout) -> dict[str, Any]:
+def contents_of(layout: FolderLayout) -> dict[str, Any]:
+    """What a folder consists of: number of classes and images, and a hash of names and sizes."""
     sha, count = hashlib.sha256(), 0
     for name, _, split, images, states in layout.classes:
         sha.update(json.dumps([name, split, len(images)]).encode())
