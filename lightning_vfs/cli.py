@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "sample": "generate images of a class from a folder of a few of its images",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
     "compare": "show two evaluations side by side, and say whether they are comparable",
+    "verify": "generate a sample of an evaluation's images again, and say whether they are the same",
 }
 
 ON_ALL_RANKS = (ConfigError, CheckpointError, SetSizeMismatchError, ClassMismatchError, NonFiniteLossError)
@@ -74,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         rest = configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "data", "sample", "convert", "compare"):
+            if name in ("evaluate", "data", "sample", "convert", "compare", "verify"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0

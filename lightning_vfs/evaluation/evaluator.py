@@ -14,7 +14,14 @@ import torch
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.data.glyphs import GlyphSets
 from lightning_vfs.data.module import SetDataModule
-from lightning_vfs.evaluation.model import check_model, model_record, shots_of, undisturbed
+from lightning_vfs.evaluation.model import (
+    AUTOCAST,
+    OWN_PRECISION,
+    check_model,
+    model_record,
+    shots_of,
+    undisturbed,
+)
 from lightning_vfs.evaluation.plan import SPLITS, EvaluationPlan
 from lightning_vfs.evaluation.real_images import RESIZE
 from lightning_vfs.evaluation.record import (
@@ -40,11 +47,6 @@ if TYPE_CHECKING:
     from lightning_vfs.modules import VFSDDPM
 
 ROUNDING = "(x + 1) * 127.5, rounded to nearest, half to even, cut to 0..255"
-AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-OWN_PRECISION = {
-    torch.float64: "64-true", torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"
-}  # fmt: skip
-"""Of a model's weights, in the words of Lightning's Trainer, as those of `AUTOCAST` are."""
 
 
 def evaluate(

@@ -109,6 +109,19 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
+class SampledImage:
+    """One of the generated images, by which `verify` finds out whether a checkpoint makes the same.
+
+    Args:
+        sha256: of its pixels, uint8 (c, h, w).
+        thumbnail: their means on a grid of 8 x 8, rounded to uint8 (c, 8, 8), in base64.
+    """
+
+    sha256: str
+    thumbnail: str
+
+
+@dataclass(frozen=True)
 class SplitRecord:
     """What was generated for a split, and compared with what.
 
@@ -131,6 +144,8 @@ class SplitRecord:
         hits_all: hits of few_shot_accuracy_all, a 0 or 1 for each episode, `-` for one that takes no part.
         affinity_hits: likewise, whether the nearest image is one of the support.
         copies: likewise, whether copy_rate counts a copy.
+        sampled_images: up to 32 of the generated images, evenly spread, by their global index; None where no image is
+            generated.
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
@@ -149,6 +164,7 @@ class SplitRecord:
     hits_all: Annotated[str | None, Compared()] = None
     affinity_hits: Annotated[str | None, Compared()] = None
     copies: Annotated[str | None, Compared()] = None
+    sampled_images: Annotated[dict[str, SampledImage] | None, Compared()] = None
 
 
 @dataclass(frozen=True)
@@ -298,7 +314,7 @@ class EvaluationRecord(JSONRecord):
     """
 
     # To be raised with every change of a field; and the fields that came with each schema.
-    SCHEMA = 4
+    SCHEMA = 5
     SINCE = {  # noqa: RUF012 (no annotation: hints are fields)
         2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
         3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
@@ -313,6 +329,7 @@ class EvaluationRecord(JSONRecord):
             "splits.*.affinity_hits",
             "splits.*.copies",
         ),
+        5: ("splits.*.sampled_images",),
     }
 
     figures: dict[str, Figure]

@@ -16,10 +16,12 @@ from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import begin_files, hash_of, local_path
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import save_png, to_uint8
+from lightning_vfs.evaluation.model import conditions_of
 from lightning_vfs.evaluation.novelty import SplitNovelty
 from lightning_vfs.evaluation.plan import EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
-from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
+from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SampledImage, SplitRecord
+from lightning_vfs.evaluation.sampled_images import describe_images, sampled_indices
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
@@ -165,6 +167,7 @@ class SplitEvaluation:
             novelty = self._take_supports(episodes, shots, shard)
             self._generate_images(model, episodes, novelty, shard)
             figures, found, notes = self._compare(episodes, novelty, shard)
+            found["sampled_images"] = self._sampled_images()
         likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
         if likelihood is not None:
             figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
@@ -227,9 +230,11 @@ class SplitEvaluation:
         novelty.reset(shard)
         if self.accuracy is not None:
             self.accuracy.reset()
+        wanted = sampled_indices(len(episodes))
+        self._sampled: dict[str, SampledImage] = {}
         for batch in shard.batches(len(episodes), f"Evaluation: generating, {self.name}"):
             index = torch.from_numpy(batch)
-            conditions = self._conditions(model, episodes, batch)
+            conditions = conditions_of(model, self.images, episodes, batch)
             with shard.timing("generation"):
                 images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
             with shard.timing("features"):
@@ -243,16 +248,15 @@ class SplitEvaluation:
                     self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
             with shard.timing("distance"):
                 novelty.update(pixels, broken, index)
+            described = np.isin(batch, wanted)
+            self._sampled |= describe_images(pixels[torch.from_numpy(described)], batch[described])
             for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saves else ():
                 self._save("generated", i, image)
 
-    def _conditions(self, model: Any, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
-        """What a model is conditioned on: supports (m, shots, c, h, w), or labels (m,), or neither."""
-        condition = model.config.encoder.condition
-        return {
-            "support": self.images.float(episodes.supports[batch]) if condition == "support" else None,
-            "label": torch.from_numpy(episodes.labels[batch]) if condition == "label" else None,
-        }
+    def _sampled_images(self) -> dict[str, SampledImage]:
+        """Those that the record describes, of all ranks, in the order of their index. Collective."""
+        merged = {i: image for each in gather_objects(self._sampled) for i, image in each.items()}
+        return dict(sorted(merged.items(), key=lambda item: int(item[0])))
 
     def _save(self, kind: str, i: int, image: Tensor) -> None:
         folder = self._folder(kind)
@@ -323,7 +327,7 @@ class SplitEvaluation:
         bound = partial(model.bits_per_dim, steps=self.plan.vlb_steps, seed=self.plan.seed)
         for batch in shard.batches(count, f"Evaluation: variational bound, {self.name}"):
             index = torch.from_numpy(batch)
-            conditions = self._conditions(model, episodes, batch)
+            conditions = conditions_of(model, self.images, episodes, batch)
             found = bound(self.images.float(episodes.targets[batch]), index=index, **conditions)
             gathered.update({part: getattr(found, part) for part in parts}, index)
         means: dict[str, Any] = {

@@ -18,11 +18,12 @@ import pytest
 
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import hash_of
+from lightning_vfs.evaluation.codec import is_unchanged, plain_values
 from lightning_vfs.evaluation.comparison import compare
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
 PLAIN: dict[str, Any] = {
-    "schema": 4,
+    "schema": 5,
     "figures": {
         "fid/out": {
             "value": 4.5,
@@ -61,6 +62,7 @@ PLAIN: dict[str, Any] = {
             "hits_all": "01-",
             "affinity_hits": "10-",
             "copies": "00-",
+            "sampled_images": {"0": {"sha256": "e" * 64, "thumbnail": "AAEC"}},
         }
     },
     "sampling": {
@@ -170,10 +172,11 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
         EvaluationRecord.from_dict(plain()).write(tmp_path / name)
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()
-    assert text.startswith('{\n  "schema": 4,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
+    assert text.startswith('{\n  "schema": 5,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
-    assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
+    names = [field.name for field in dataclasses.fields(EvaluationRecord)]
+    assert list(json.loads(text)) == ["schema", *names, "content_sha256"]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -224,7 +227,7 @@ def test_who_reads_while_it_is_replaced_sees_one_record_whole(tmp_path: Path) ->
     EvaluationRecord.from_dict(plain()).write(tmp_path / "fid.json")
     with open(tmp_path / "fid.json") as reader:
         EvaluationRecord.from_dict(changed("sampling.seed", 5)).write(tmp_path / "fid.json")
-        assert json.load(reader) == plain()
+        assert json.load(reader)["sampling"]["seed"] == 0
 
 
 def test_others_may_read_it(tmp_path: Path) -> None:
@@ -246,6 +249,7 @@ def paths(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 FREE = {("figures", "fid/out"), ("splits", "out"), ("likelihood", "out"), ("features", "layers", "fid")}
+FREE |= {("splits", "out", "sampled_images", "0")}
 FREE |= {("splits", "out", counts, name) for counts in ("generated_per_class", "real_per_class") for name in "aä"}
 REQUIRED = [path for path in paths(plain()) if path not in FREE]
 
@@ -298,7 +302,7 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
         (b'{"dim": 3}', "there is no `schema` in it"),
         (
             b'{"schema": 7}',
-            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 4: evaluate again",
+            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 5: evaluate again",
         ),
         (b'{"schema": 2}', r"does not have the fields of schema 2 \(missing: figures, model, data, "),
         (
@@ -312,6 +316,19 @@ def test_what_is_no_record_is_refused_by_the_name_of_the_file(tmp_path: Path, co
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(EvaluationError, match=rf"^{tmp_path}/x.json\W.*{says}"):
         EvaluationRecord.read(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("path", ["figures.fid/out.value", "notes", "splits.out.classes", "schema"])
+def test_a_value_that_was_changed_since_it_was_written_is_found(tmp_path: Path, path: str) -> None:
+    """However the file is laid out; records of earlier versions state nothing."""
+    EvaluationRecord.from_dict(changed("splits.out.classes", ["a", os.fsdecode(b"caf\xe9")])).write(tmp_path / "a")
+    values = plain_values(tmp_path / "a")
+    assert is_unchanged(values) is True
+    (tmp_path / "a").write_text(json.dumps(dict(reversed(values.items()))))
+    assert is_unchanged(plain_values(tmp_path / "a")) is True
+    assert is_unchanged(changed(path, 3, values)) is False
+    del values["content_sha256"]
+    assert is_unchanged(values) is None
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
@@ -425,7 +442,18 @@ def test_what_is_compared_may_differ(path: str) -> None:
     path = path.replace("*", "fid/out" if path.startswith("figures") else "out")
     several = path.endswith(("floor_images", "terms", "mse"))
     words = path.endswith(("verdict", "hits_all", "affinity_hits", "copies"))
-    value = [7, 7] if several else "1" if words else 7 if path.endswith("without_reference") else 7.5
+    sampled = {"0": {"sha256": "f" * 64, "thumbnail": ""}}
+    value = (
+        sampled
+        if path.endswith("sampled_images")
+        else [7, 7]
+        if several
+        else "1"
+        if words
+        else 7
+        if path.endswith("without_reference")
+        else 7.5
+    )
     other = EvaluationRecord.from_dict(changed(path, value))
     assert other != EvaluationRecord.from_dict(plain())
     assert compare(EvaluationRecord.from_dict(plain()), other) == ([], [])
@@ -469,7 +497,11 @@ def test_two_intervals_of_guidance_are_told_in_full() -> None:
 
 def test_records_of_earlier_schemas_are_read() -> None:
     new = plain()
-    added = {"figures": ("copier", "standard_error"), "splits": tuple(PLAIN["splits"]["out"])[-7:]}
+    new["splits"]["out"]["sampled_images"] = None
+    fourth = copy.deepcopy(new) | {"schema": 4}
+    del fourth["splits"]["out"]["sampled_images"]
+    assert EvaluationRecord.from_dict(fourth) == EvaluationRecord.from_dict(new)
+    added = {"figures": ("copier", "standard_error"), "splits": tuple(PLAIN["splits"]["out"])[-8:-1]}
     for part, names in added.items():
         for each in new[part].values():
             each |= dict.fromkeys(names)
@@ -477,6 +509,7 @@ def test_records_of_earlier_schemas_are_read() -> None:
     for part, names in added.items():
         for each, name in itertools.product(third[part].values(), names):
             del each[name]
+    del third["splits"]["out"]["sampled_images"]
     assert EvaluationRecord.from_dict(third) == EvaluationRecord.from_dict(new)
     for name in ("float32_matmul_precision", "memory_format"):
         new["sampling"][name] = None
