@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import local_path, read_json
+from lightning_vfs.core.fingerprint import recipe_sha256, run_sha256
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
@@ -75,7 +77,8 @@ class FIDCallback(Callback):
             dimension; 0 leaves it out. A model of latents has none.
         vlb_steps: timesteps of that bound; all by default.
         save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
-        record: file of the record; None is `fid.json` next to the checkpoints.
+        record: file of the record; None is `fid.json` next to the checkpoints, or `fid-v1.json` and so on where another
+            run's has that name.
 
     Attributes:
         latest: the record of the latest evaluation.
@@ -202,7 +205,7 @@ class FIDCallback(Callback):
         assert self._evaluator is not None, "a trainer has to set the callback up"
         shard = RankShard(self.plan.batch_size, pl_module.device, trainer.progress_bar_callback is not None)
         weights = _model_record(trainer, pl_module)
-        path = _record_path(self.record, trainer)
+        path = _record_path(self.record, trainer, weights)
         writes = can_write(trainer, FILE_NAME, path.parent, _is_no_record(path) if trainer.is_global_zero else None)
         if self.plan.save_images is not None:
             can_write(trainer, "Images", Path(self.plan.save_images))
@@ -243,28 +246,45 @@ def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRe
     if record.checkpoint is not None or not (fitting or averaged):
         return record
     options = {} if averaging is None else averaging.state_dict()
+    of_run = getattr(pl_module, "fingerprint", None)
     return replace(
         record,
         global_step=trainer.global_step,
         weights="averaged" if averaged else "raw",
         averaging_decay=options.get("decay"),
         averaging_warmup=options.get("warmup"),
+        run_sha256=run_sha256(of_run) if of_run else None,
+        recipe_sha256=recipe_sha256(of_run) if of_run else None,
     )
 
 
-def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer) -> Path:
+def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer, model: ModelRecord) -> Path:
     """The file that was asked for, or `fid.json` next to the evaluated checkpoint or those that the run writes.
 
-    All ranks call it, because Lightning broadcasts its log folder from the first rank.
+    Where the record of another run has that name, it is `fid-v1.json`, and so on. All ranks call it, because Lightning
+    broadcasts its log folder from the first rank.
     """
     if record is not None:
         return local_path(record, "record")
     if trainer.state.fn != TrainerFn.FITTING and trainer.ckpt_path is not None:
-        return Path(trainer.ckpt_path).parent / FILE_NAME
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-    folder = next((folder for folder in folders if folder), None) or trainer.log_dir or trainer.default_root_dir
-    return Path(folder) / FILE_NAME
+        folder = Path(trainer.ckpt_path).parent
+    else:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        folder = Path(next((f for f in folders if f), None) or trainer.log_dir or trainer.default_root_dir)
+    stem, suffix = Path(FILE_NAME).stem, Path(FILE_NAME).suffix
+    versions = (folder / (f"{stem}-v{version}{suffix}" if version else FILE_NAME) for version in itertools.count())
+    own = next(path for path in versions if not _is_of_another_run(path, model)) if trainer.is_global_zero else None
+    return Path(trainer.strategy.broadcast(own))  # type: ignore[arg-type]
+
+
+def _is_of_another_run(path: Path, model: ModelRecord) -> bool:
+    """Whether a file is the record of a run that is known, and is not this one."""
+    try:
+        recorded = read_json(path)["model"]["run_sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # no record, or one that does not say its run
+    return recorded is not None and recorded != model.run_sha256
 
 
 def _is_no_record(path: Path) -> str | None:

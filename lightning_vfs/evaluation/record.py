@@ -82,6 +82,8 @@ class ModelRecord:
         averaging_decay: of the average, if it is known.
         averaging_warmup: whether the decay warmed up, if it is known.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
+        run_sha256: of the fingerprint of the run that trained it; None where that is not known.
+        recipe_sha256: of the same without its seed: runs of one method that differ in their seeds share it.
     """
 
     checkpoint: Annotated[str | None, Remark("this is what is compared")]
@@ -91,6 +93,8 @@ class ModelRecord:
     averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
     averaging_warmup: Annotated[bool | None, Remark("this is a choice of training")]
     autoencoder_sha256: Annotated[str | None, Remark("this is what is compared")]
+    run_sha256: Annotated[str | None, Remark("this is what is compared")] = None
+    recipe_sha256: Annotated[str | None, Remark("this is what is compared")] = None
 
 
 @dataclass(frozen=True)
@@ -329,7 +333,7 @@ class EvaluationRecord(JSONRecord):
             "splits.*.affinity_hits",
             "splits.*.copies",
         ),
-        5: ("splits.*.sampled_images",),
+        5: ("model.run_sha256", "model.recipe_sha256", "splits.*.sampled_images"),
     }
 
     figures: dict[str, Figure]

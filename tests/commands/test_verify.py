@@ -84,9 +84,7 @@ def test_other_weights_are_refused(verified, trained, image_folder, tmp_path, ki
         options, change = [], put("model.weights", "raw")
     if kind == "pretrained":
         assert main(["convert", f"--ckpt_path={trained('--trainer.max_steps=3')}", f"--out={tmp_path / 'model'}"]) == 0
-        root = json.loads((trained().parents[1] / "fingerprint.json").read_text())["data"]["init_args"]["root"]
-        options = [f"--pretrained={tmp_path / 'model'}", "--data=FolderSets", f"--data.root={root}"]
-        options += ["--data.image_size=8", "--data.split_fractions=[0.5, 0.25, 0.25]"]
+        options = [f"--pretrained={tmp_path / 'model'}", *data_of(image_folder)]
     status, said = verified(change, *options)
     assert status == 1 and all(line.startswith("not verified: ") for line in said.splitlines()), said
     if kind == "raw":

@@ -42,6 +42,8 @@ PLAIN: dict[str, Any] = {
         "averaging_decay": 0.999,
         "averaging_warmup": True,
         "autoencoder_sha256": None,
+        "run_sha256": "b" * 64,
+        "recipe_sha256": "d" * 64,
     },
     "data": {"dataset": "GlyphSets", "image_size": 16, "channels": 1},
     "splits": {
@@ -345,6 +347,8 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "model.autoencoder_sha256": ("b" * 64, REMARK, "autoencoder_sha256: none against bbbbbbbbbbbb…: this is what is"),
     "model.averaging_decay": (None, REMARK, "averaging_decay: 0.999 against none: "),
     "model.averaging_warmup": (False, REMARK, "averaging_warmup: True against False: this is a choice of training"),
+    "model.run_sha256": ("c" * 64, REMARK, "run_sha256: bbbbbbbbbbbb… against cccccccccccc…: this is what is compared"),
+    "model.recipe_sha256": ("c" * 64, REMARK, "recipe_sha256: dddddddddddd… against cccccccccccc…: this is what"),
     "data.dataset": ("FolderSets", REASON, "dataset: GlyphSets against FolderSets: figures of different data"),
     "data.image_size": (32, REASON, "image_size: 16 against 32: features see images of another size"),
     "data.channels": (3, REASON, "channels: 1 against 3: "),
