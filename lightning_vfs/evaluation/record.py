@@ -52,7 +52,10 @@ class Figure:
         floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
         chance: what guessing gives, of an accuracy.
         copier: the same figure of the first image of every support; None if there is none.
-        standard_error: of the figure, clustered by class; None if it is not known.
+        standard_error: of the figure, clustered by class, by the jackknife of its replicates; None if it is not known.
+        mean_of_support: the same figure of the mean of every support.
+        jittered_mean: the same of that mean, rotated, scaled and shifted (`evaluation.landmarks`).
+        replicates: the figure without each group of classes in turn (`evaluation.intervals`); None if there are none.
     """
 
     value: Annotated[float, Compared()]
@@ -61,6 +64,9 @@ class Figure:
     chance: Annotated[float | None, Compared()] = None
     copier: Annotated[float | None, Compared()] = None
     standard_error: Annotated[float | None, Compared()] = None
+    mean_of_support: Annotated[float | None, Compared()] = None
+    jittered_mean: Annotated[float | None, Compared()] = None
+    replicates: Annotated[tuple[float, ...] | None, Compared()] = None
 
     def in_words(self) -> str:
         """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
@@ -148,6 +154,7 @@ class SplitRecord:
         hits_all: hits of few_shot_accuracy_all, a 0 or 1 for each episode, `-` for one that takes no part.
         affinity_hits: likewise, whether the nearest image is one of the support.
         copies: likewise, whether copy_rate counts a copy.
+        groups: groups of classes that replicates leave out; of episodes, where there are at most 3 classes.
         sampled_images: up to 32 of the generated images, evenly spread, by their global index; None where no image is
             generated.
     """
@@ -168,6 +175,7 @@ class SplitRecord:
     hits_all: Annotated[str | None, Compared()] = None
     affinity_hits: Annotated[str | None, Compared()] = None
     copies: Annotated[str | None, Compared()] = None
+    groups: Annotated[int | None, Compared()] = None
     sampled_images: Annotated[dict[str, SampledImage] | None, Compared()] = None
 
 
@@ -236,6 +244,7 @@ class MetricsRecord:
         isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
         few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
+        diversity_images: images of a support that diversity compares.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
@@ -250,6 +259,7 @@ class MetricsRecord:
     ]
     kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)]
     isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)]
+    diversity_images: Annotated[int | None, Remark("diversity varies less with more images")] = None
 
 
 @dataclass(frozen=True)
@@ -333,8 +343,17 @@ class EvaluationRecord(JSONRecord):
             "splits.*.affinity_hits",
             "splits.*.copies",
         ),
-        5: ("model.run_sha256", "model.recipe_sha256", "splits.*.sampled_images"),
+        5: ("model.run_sha256", "model.recipe_sha256"),
     }
+    # Fields that records of the present schema may lack, as versions before a release wrote them.
+    OPTIONAL = (
+        "figures.*.mean_of_support",
+        "figures.*.jittered_mean",
+        "figures.*.replicates",
+        "splits.*.groups",
+        "splits.*.sampled_images",
+        "metrics.diversity_images",
+    )
 
     figures: dict[str, Figure]
     model: ModelRecord

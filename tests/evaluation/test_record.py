@@ -32,6 +32,9 @@ PLAIN: dict[str, Any] = {
             "chance": None,
             "copier": 0.25,
             "standard_error": 0.125,
+            "mean_of_support": 0.75,
+            "jittered_mean": 1.5,
+            "replicates": [4.25, 4.75],
         }
     },
     "model": {
@@ -64,6 +67,7 @@ PLAIN: dict[str, Any] = {
             "hits_all": "01-",
             "affinity_hits": "10-",
             "copies": "00-",
+            "groups": 2,
             "sampled_images": {"0": {"sha256": "e" * 64, "thumbnail": "AAEC"}},
         }
     },
@@ -97,6 +101,7 @@ PLAIN: dict[str, Any] = {
         "isc_order": "shuffled",
         "prc_neighborhood": 3,
         "few_shot_way": 20,
+        "diversity_images": 2,
     },
     "likelihood": {
         "out": {
@@ -253,7 +258,8 @@ def paths(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 FREE = {("figures", "fid/out"), ("splits", "out"), ("likelihood", "out"), ("features", "layers", "fid")}
 FREE |= {("splits", "out", "sampled_images", "0")}
 FREE |= {("splits", "out", counts, name) for counts in ("generated_per_class", "real_per_class") for name in "aä"}
-REQUIRED = [path for path in paths(plain()) if path not in FREE]
+OPTIONAL = ("mean_of_support", "jittered_mean", "replicates", "groups", "diversity_images", "sampled_images")
+REQUIRED = [path for path in paths(plain()) if path not in FREE and path[-1] not in OPTIONAL]
 
 
 @pytest.mark.parametrize("path", REQUIRED, ids=".".join)
@@ -402,6 +408,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "metrics.isc_order": ("as generated", REASON, "isc_order: shuffled against as generated: "),
     "metrics.prc_neighborhood": (5, REASON, "prc_neighborhood: 3 against 5: "),
     "metrics.few_shot_way": (5, REASON, "few_shot_way: 20 against 5: "),
+    "metrics.diversity_images": (4, REMARK, "diversity_images: 2 against 4: diversity varies less with more images"),
     "likelihood.*.num_images": (2, REASON, "num_images of split out: 10 against 2: the bound is that of other images"),
     "likelihood.*.steps": (3, REASON, "steps of split out: 2 against 3: the bound is that of a process"),
     "environment.world_size": (4, REMARK, "world_size: 1 against 4: figures do not depend on it"),
@@ -444,20 +451,11 @@ def test_a_field_that_alone_differs_is_told(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path, hint in LEAVES.items() if isinstance(hint.__metadata__[0], Compared)])
 def test_what_is_compared_may_differ(path: str) -> None:
     path = path.replace("*", "fid/out" if path.startswith("figures") else "out")
-    several = path.endswith(("floor_images", "terms", "mse"))
+    several = path.endswith(("floor_images", "terms", "mse", "replicates"))
     words = path.endswith(("verdict", "hits_all", "affinity_hits", "copies"))
-    sampled = {"0": {"sha256": "f" * 64, "thumbnail": ""}}
-    value = (
-        sampled
-        if path.endswith("sampled_images")
-        else [7, 7]
-        if several
-        else "1"
-        if words
-        else 7
-        if path.endswith("without_reference")
-        else 7.5
-    )
+    kinds: dict[str, Any] = {"sampled_images": {"0": {"sha256": "f" * 64, "thumbnail": ""}}, "groups": 7}
+    value = [7, 7] if several else "1" if words else 7 if path.endswith("without_reference") else 7.5
+    value = kinds.get(path.split(".")[-1], value)
     other = EvaluationRecord.from_dict(changed(path, value))
     assert other != EvaluationRecord.from_dict(plain())
     assert compare(EvaluationRecord.from_dict(plain()), other) == ([], [])
@@ -501,11 +499,14 @@ def test_two_intervals_of_guidance_are_told_in_full() -> None:
 
 def test_records_of_earlier_schemas_are_read() -> None:
     new = plain()
-    new["splits"]["out"]["sampled_images"] = None
-    fourth = copy.deepcopy(new) | {"schema": 4}
-    del fourth["splits"]["out"]["sampled_images"]
-    assert EvaluationRecord.from_dict(fourth) == EvaluationRecord.from_dict(new)
-    added = {"figures": ("copier", "standard_error"), "splits": tuple(PLAIN["splits"]["out"])[-8:-1]}
+    first = copy.deepcopy(new)
+    for path in EvaluationRecord.OPTIONAL:
+        for part in (first[path.split(".")[0]],):
+            for each in part.values() if "*" in path else (part,):
+                del each[path.split(".")[-1]]
+    assert EvaluationRecord.from_dict(first).figures["fid/out"].replicates is None, "before they were part of schema 4"
+    new["metrics"]["diversity_images"] = None
+    added = {"figures": tuple(PLAIN["figures"]["fid/out"])[-5:], "splits": tuple(PLAIN["splits"]["out"])[-9:]}
     for part, names in added.items():
         for each in new[part].values():
             each |= dict.fromkeys(names)
@@ -513,7 +514,6 @@ def test_records_of_earlier_schemas_are_read() -> None:
     for part, names in added.items():
         for each, name in itertools.product(third[part].values(), names):
             del each[name]
-    del third["splits"]["out"]["sampled_images"]
     assert EvaluationRecord.from_dict(third) == EvaluationRecord.from_dict(new)
     for name in ("float32_matmul_precision", "memory_format"):
         new["sampling"][name] = None
