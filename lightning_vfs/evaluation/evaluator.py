@@ -39,6 +39,7 @@ from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
 from lightning_vfs.metrics import glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
 from lightning_vfs.metrics.novelty import TrainingReference
+from lightning_vfs.metrics.perceptual import IN_WORDS, PairwiseLPIPS
 from lightning_vfs.training.device import memory_format
 from lightning_vfs.training.nonfinite import why_not_finite
 from lightning_vfs.training.ranks import gather_objects
@@ -115,8 +116,9 @@ class Evaluator:
         if plan.metrics:
             self.features = ImageFeatures(plan.feature_extractor, plan.metrics, plan.weights_path)
         training = TrainingReference(data.split("train"), plan.seed)
+        lpips = PairwiseLPIPS() if plan.lpips else None
         self.splits = {
-            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan, training)
+            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan, training, lpips)
             for name in plan.splits
         }
         if not isinstance(plan.per_class, bool):
@@ -168,6 +170,11 @@ class Evaluator:
         encoder, shots = model.config.encoder, self.plan.shots
         if encoder.condition == "support":
             most = shots_of(model, self.data)
+            if shots is None and self.plan.support_pool is not None:
+                raise EvaluationError(
+                    f"support_pool is {self.plan.support_pool:g}, and the number of images set aside depends on shots, "
+                    f"which is null: set shots, to at most {most}."
+                )
             if shots is not None and shots > most:
                 raise EvaluationError(
                     f"shots is {shots}, but this model takes supports of 1 to {most}: set it to at most {most}, or to "
@@ -229,7 +236,7 @@ class Evaluator:
 
     def _figure_name(self, figure: str, split: str) -> str:
         """The name that a split's figure is recorded and logged under."""
-        if figure in ("vlb", "support_affinity", "copy_rate", "train_copy_rate"):  # of pixels alone
+        if figure in ("vlb", "lpips", "support_affinity", "copy_rate", "train_copy_rate"):  # of pixels alone
             return f"{figure}/{split}"
         name = self.plan.feature_extractor
         extractor = "" if name == INCEPTION else f"[{name}]"
@@ -253,6 +260,8 @@ class Evaluator:
             float32_matmul_precision=torch.get_float32_matmul_precision(),
             memory_format=memory_format(model),
             seed=self.plan.seed,
+            support_pool=self.plan.support_pool,
+            images_per_class=self.plan.images_per_class,
         )
 
     def _features_record(self) -> FeaturesRecord:
@@ -284,6 +293,7 @@ def _metrics_record(plan: EvaluationPlan, ways: tuple[int, ...]) -> MetricsRecor
         few_shot_way=max(ways, default=None),
         kid_kernel=kernel if kid else None,
         isc_order=order if isc else None,
+        lpips=IN_WORDS if plan.lpips else None,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure
@@ -126,6 +127,7 @@ class SplitNovelty:
             targets, first = self.episodes.targets, self.episodes.supports[:, 0]
             self.target_features, self.copier_features = self.real.features_at([targets, first], shard)
             content = self.real.describe(self.options) | {"novelty": FORMAT, "shots": self.shots, "layer": self.layer}
+            content |= {"episodes": hash_of(targets, self.episodes.supports)}
             content |= {"training": None if self.training is None else self.training.sha256, "in": self.trained_on}
             with shard.timing("distance"):
                 self.baselines = on_first_rank(lambda: cached_figures(content, self._compute_baselines))

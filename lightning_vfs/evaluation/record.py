@@ -195,6 +195,9 @@ class SamplingRecord:
         float32_matmul_precision: of its matrix products in float32, as torch names it: `high` is TF32 on CUDA.
         memory_format: `channels_last` or `contiguous`, of the weights of UNets; None for a model without one.
         seed: draws supports and noise.
+        support_pool: images of each class that supports are drawn from and that the real images leave out, as a share
+            below 1 or a number; None where supports are any images.
+        images_per_class: images generated for each class, where the protocol says that.
     """
 
     sampler: Annotated[str, Reason("another sampler makes other images of the same model")]
@@ -208,6 +211,10 @@ class SamplingRecord:
     float32_matmul_precision: Annotated[str | None, Remark("images may differ in their last digits")]
     memory_format: Annotated[str | None, Remark("images may differ in their last digits")]
     seed: Annotated[int, Remark("other noise, and other supports; figures vary with it by chance")]
+    support_pool: Annotated[
+        float | None, Reason("the real images are, or are not, those that images are generated from")
+    ] = None
+    images_per_class: Annotated[int | None, Reason("classes have different weights in the figures")] = None
 
 
 @dataclass(frozen=True)
@@ -245,6 +252,7 @@ class MetricsRecord:
         prc_neighborhood: nearest neighbours of precision and recall.
         few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
         diversity_images: images of a support that diversity compares.
+        lpips: the network, and the size and number of images that it compares.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
@@ -260,6 +268,7 @@ class MetricsRecord:
     kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)]
     isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)]
     diversity_images: Annotated[int | None, Remark("diversity varies less with more images")] = None
+    lpips: Annotated[str | None, Reason("LPIPS is that of another network or of other pairs", option=True)] = None
 
 
 @dataclass(frozen=True)
@@ -353,6 +362,9 @@ class EvaluationRecord(JSONRecord):
         "splits.*.groups",
         "splits.*.sampled_images",
         "metrics.diversity_images",
+        "metrics.lpips",
+        "sampling.support_pool",
+        "sampling.images_per_class",
     )
 
     figures: dict[str, Figure]

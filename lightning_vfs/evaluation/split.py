@@ -16,6 +16,7 @@ from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import begin_files, hash_of, local_path
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import save_png, to_uint8
+from lightning_vfs.evaluation.episodes import draw_episodes, support_pool
 from lightning_vfs.evaluation.model import conditions_of
 from lightning_vfs.evaluation.novelty import SplitNovelty
 from lightning_vfs.evaluation.plan import EvaluationPlan
@@ -23,10 +24,12 @@ from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SampledImage, SplitRecord
 from lightning_vfs.evaluation.sampled_images import describe_images, sampled_indices
 from lightning_vfs.evaluation.shard import RankShard
+from lightning_vfs.evaluation.variety import SplitVariety
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.indexed import IndexedRows
 from lightning_vfs.metrics.novelty import TrainingReference
+from lightning_vfs.metrics.perceptual import PairwiseLPIPS
 from lightning_vfs.training.ranks import gather_objects
 
 LISTING = "images.json"
@@ -58,6 +61,7 @@ class SplitEvaluation:
         features: the extractor; None for a plan without metrics.
         plan: what is made and computed.
         training: the images that the model was trained on, for train_copy_rate; None leaves it out.
+        lpips: LPIPS; None leaves it out.
 
     Attributes:
         ways: numbers of classes that few_shot_accuracy chooses among; the plan's by default.
@@ -76,19 +80,29 @@ class SplitEvaluation:
         features: ImageFeatures | None,
         plan: EvaluationPlan,
         training: TrainingReference | None = None,
+        lpips: PairwiseLPIPS | None = None,
     ) -> None:
-        if plan.num_real_images is not None and len(images) < plan.num_real_images:
+        self.pool = None
+        if plan.support_pool is not None:
+            self.pool = support_pool(images, plan.support_pool, plan.shots or 1, plan.seed)
+        among = None if self.pool is None else ~self.pool
+        most = len(images) if among is None else int(among.sum())
+        if plan.num_real_images is not None and most < plan.num_real_images:
+            aside = "" if among is None else f", {len(images) - most} of them set aside for supports"
             raise EvaluationError(
-                f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images: "
-                f"take at most {len(images)}, or null for all of them."
+                f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images{aside}: "
+                f"take at most {most}, or null for all of them."
             )
         self.name, self.images, self.plan = name, images, plan
-        self.real = RealImages(name, images, features, plan.num_real_images, plan.num_images, plan.seed)
+        per_class = plan.images_per_class
+        self.num_images = per_class * int((images.counts > 0).sum()) if per_class else plan.num_images
+        self.real = RealImages(name, images, features, plan.num_real_images, self.num_images, plan.seed, among)
+        self.variety = None if lpips is None else SplitVariety(lpips, images, self.real, plan.seed)
         self.ways = plan.ways
         self.classes = self._chosen_classes()
         if features is not None:
             self.features = features
-            check_enough(features.layers, plan.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
+            check_enough(features.layers, self.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
             self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
         self._real_accuracy: dict[int, float] = {}
@@ -105,7 +119,7 @@ class SplitEvaluation:
         taken = full = None
         if self.plan.save_images is not None and first_rank:
             try:
-                for kind, count in {"real": len(self.real.chosen), "generated": self.plan.num_images}.items():
+                for kind, count in {"real": len(self.real.chosen), "generated": self.num_images}.items():
                     begin_files(self._folder(kind), LISTING, [_image_name(i) for i in range(count)])
             except (ConfigError, OSError) as error:
                 full = str(error) if isinstance(error, OSError) or error.__cause__ else None
@@ -140,7 +154,8 @@ class SplitEvaluation:
             DataError: a class has too few images.
             EvaluationError: a class of `per_class` has too few images for a FID of its own.
         """
-        episodes = self.images.episodes(self.plan.num_images, shots or 1, self.plan.seed)
+        plan = self.plan
+        episodes = draw_episodes(self.images, self.num_images, shots or 1, plan.seed, self.pool, plan.images_per_class)
         labels = torch.from_numpy(episodes.labels)
         check_classes(labels, self.real.labels, self.classes, self.images.class_names)
         return episodes
@@ -167,6 +182,9 @@ class SplitEvaluation:
             novelty = self._take_supports(episodes, shots, shard)
             self._generate_images(model, episodes, novelty, shard)
             figures, found, notes = self._compare(episodes, novelty, shard)
+            if self.variety is not None:
+                with shard.timing("features"):
+                    figures |= self.variety.figures(episodes, shots, shard)
             found["sampled_images"] = self._sampled_images()
         likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
         if likelihood is not None:
@@ -228,6 +246,8 @@ class SplitEvaluation:
     def _generate_images(self, model: Any, episodes: Episodes, novelty: SplitNovelty, shard: RankShard) -> None:
         """One for each episode; their features go into the metrics."""
         novelty.reset(shard)
+        if self.variety is not None:
+            self.variety.reset(shard)
         if self.accuracy is not None:
             self.accuracy.reset()
         wanted = sampled_indices(len(episodes))
@@ -248,6 +268,8 @@ class SplitEvaluation:
                     self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
             with shard.timing("distance"):
                 novelty.update(pixels, broken, index)
+            if self.variety is not None:
+                self.variety.update(pixels, index)
             described = np.isin(batch, wanted)
             self._sampled |= describe_images(pixels[torch.from_numpy(described)], batch[described])
             for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saves else ():

@@ -16,8 +16,9 @@ from lightning_vfs.core.trust import refuse
 from lightning_vfs.data.images import Episodes
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.data.pictures import to_uint8
+from lightning_vfs.evaluation.episodes import draw_episodes, support_pool
 from lightning_vfs.evaluation.model import AUTOCAST, OWN_PRECISION, check_model, conditions_of, undisturbed
-from lightning_vfs.evaluation.plan import SPLITS
+from lightning_vfs.evaluation.plan import SPLITS, EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import EvaluationRecord, SplitRecord
 from lightning_vfs.evaluation.sampled_images import describe_images, sampled_indices, thumbnail_difference
@@ -138,10 +139,15 @@ def _episodes(name: str, split: SplitRecord, record: EvaluationRecord, data: Set
         return f"classes {where} are not those of the data"
     if split.images_sha256 != RealImages(name, images, None, None, number, seed).pixels_sha256:
         return f"the images {where} are not those of the data"
+    pool, per_class = record.sampling.support_pool, record.sampling.images_per_class
     try:
-        episodes = images.episodes(number, shots or 1, seed)
+        plan = EvaluationPlan(support_pool=pool, images_per_class=per_class, shots=shots)
+        aside = None if plan.support_pool is None else support_pool(images, plan.support_pool, shots or 1, seed)
+        episodes = draw_episodes(images, number, shots or 1, seed, aside, plan.images_per_class)
     except VFSError as error:
         raise EvaluationError(f"the record states what cannot be generated: {error}") from error
+    if len(episodes) != number:
+        return f"num_images {where} is {number:,}, but images_per_class gives {len(episodes):,}: the record was changed"
     if shots is not None and split.supports_sha256 != hash_of(episodes.targets, episodes.supports):
         return f"supports {where} are not those that num_images, shots and seed give: the record was changed"
     if split.sampled_images is None or list(split.sampled_images) != [str(i) for i in sampled_indices(number)]:

@@ -83,6 +83,8 @@ PLAIN: dict[str, Any] = {
         "float32_matmul_precision": "highest",
         "memory_format": None,
         "seed": 0,
+        "support_pool": 0.5,
+        "images_per_class": 50,
     },
     "features": {
         "extractor": "inception-v3-compat",
@@ -102,6 +104,7 @@ PLAIN: dict[str, Any] = {
         "prc_neighborhood": 3,
         "few_shot_way": 20,
         "diversity_images": 2,
+        "lpips": "vgg16",
     },
     "likelihood": {
         "out": {
@@ -259,6 +262,7 @@ FREE = {("figures", "fid/out"), ("splits", "out"), ("likelihood", "out"), ("feat
 FREE |= {("splits", "out", "sampled_images", "0")}
 FREE |= {("splits", "out", counts, name) for counts in ("generated_per_class", "real_per_class") for name in "aä"}
 OPTIONAL = ("mean_of_support", "jittered_mean", "replicates", "groups", "diversity_images", "sampled_images")
+OPTIONAL += ("lpips", "support_pool", "images_per_class")
 REQUIRED = [path for path in paths(plain()) if path not in FREE and path[-1] not in OPTIONAL]
 
 
@@ -390,6 +394,8 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "sampling.float32_matmul_precision": ("high", REMARK, "float32_matmul_precision: highest against high: images may"),
     "sampling.memory_format": ("channels_last", REMARK, "memory_format: none against channels_last: images may"),
     "sampling.seed": (1, REMARK, "seed: 0 against 1: other noise"),
+    "sampling.support_pool": (None, REASON, "support_pool: 0.5 against none: the real images are, or are not, those"),
+    "sampling.images_per_class": (128, REASON, "images_per_class: 50 against 128: classes have different weights"),
     "features.extractor": (
         "glyph-cnn",
         REASON,
@@ -409,6 +415,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "metrics.prc_neighborhood": (5, REASON, "prc_neighborhood: 3 against 5: "),
     "metrics.few_shot_way": (5, REASON, "few_shot_way: 20 against 5: "),
     "metrics.diversity_images": (4, REMARK, "diversity_images: 2 against 4: diversity varies less with more images"),
+    "metrics.lpips": ("alex", REASON, "lpips: vgg16 against alex: LPIPS is that of another network or of other pairs"),
     "likelihood.*.num_images": (2, REASON, "num_images of split out: 10 against 2: the bound is that of other images"),
     "likelihood.*.steps": (3, REASON, "steps of split out: 2 against 3: the bound is that of a process"),
     "environment.world_size": (4, REMARK, "world_size: 1 against 4: figures do not depend on it"),
@@ -505,7 +512,10 @@ def test_records_of_earlier_schemas_are_read() -> None:
             for each in part.values() if "*" in path else (part,):
                 del each[path.split(".")[-1]]
     assert EvaluationRecord.from_dict(first).figures["fid/out"].replicates is None, "before they were part of schema 4"
-    new["metrics"]["diversity_images"] = None
+    for part, name in (("metrics", "diversity_images"), ("metrics", "lpips")):
+        new[part][name] = None
+    for name in ("support_pool", "images_per_class"):
+        new["sampling"][name] = None
     added = {"figures": tuple(PLAIN["figures"]["fid/out"])[-5:], "splits": tuple(PLAIN["splits"]["out"])[-9:]}
     for part, names in added.items():
         for each in new[part].values():
