@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "sample": "generate images of a class from a folder of a few of its images",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
     "compare": "show two evaluations side by side, and say whether they are comparable",
+    "leaderboard": "rank many evaluations in a table, with intervals, copiers and a picture",
     "verify": "generate a sample of an evaluation's images again, and say whether they are the same",
 }
 
@@ -39,7 +40,7 @@ HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
 Few-shot image generation with diffusion models: train, evaluate, sample.
 
 subcommands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:<13}{text}" for name, text in SUBCOMMANDS.items())}
 
 options:
   -h, --help   show this message
@@ -75,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         rest = configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "data", "sample", "convert", "compare", "verify"):
+            if name in ("evaluate", "data", "sample", "convert", "compare", "leaderboard", "verify"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0
