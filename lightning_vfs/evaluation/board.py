@@ -18,7 +18,8 @@ MOST_REASONS = 5
 """Reasons that are listed."""
 STYLE = (
     "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse}"
-    "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right;white-space:nowrap}td:nth-child(2),th:nth-child(2){text-align:left}"
+    "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right;white-space:nowrap}"
+    "td:nth-child(2),th:nth-child(2){text-align:left}"
     ".landmark{color:#777}.verdict{color:#a00}"
 )
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"

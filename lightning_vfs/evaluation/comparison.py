@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
@@ -57,7 +57,8 @@ def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark
 
 
 @cache
-def _hints(part: type) -> dict[str, Any]:
+def _hints(part: Hashable) -> dict[str, Any]:
+    """Types of a dataclass's fields: many records are compared with each other."""
     return get_type_hints(part, include_extras=True)
 
 

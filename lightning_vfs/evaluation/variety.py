@@ -78,7 +78,7 @@ class SplitVariety:
 
     def _baselines(self, first: np.ndarray, labels: np.ndarray, device: torch.device) -> dict[str, float]:
         """Of real images, and of the first image of every support."""
-        beside = {}
+        beside: dict[str, float] = {}
         for name, indices, of in (
             ("real", self.real.chosen, self.images.labels[self.real.chosen]),
             ("copier", first, labels),
