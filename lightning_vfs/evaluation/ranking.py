@@ -29,6 +29,8 @@ HIGHER_IS_BETTER = {
     "isc": True,
     "precision": True,
     "recall": True,
+    "novel_precision": True,
+    "novel_recall": True,
     "vlb": False,
 }
 """Figures of a table, in this order; None where neither a high nor a low value is the better one."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Annotated, Literal, NamedTuple
 
 from lightning_vfs.evaluation.codec import JSONRecord
+from lightning_vfs.evaluation.intervals import standard_error
 from lightning_vfs.version import __version__
 
 FILE_NAME = "fid.json"
@@ -67,6 +70,12 @@ class Figure:
     mean_of_support: Annotated[float | None, Compared()] = None
     jittered_mean: Annotated[float | None, Compared()] = None
     replicates: Annotated[tuple[float, ...] | None, Compared()] = None
+
+    def with_replicates(self, replicates: Sequence[float] | None) -> Figure:
+        """The figure with these, and the standard error that follows; without them, where one is not finite."""
+        if replicates is None or math.isnan(error := standard_error(replicates)):
+            return self
+        return replace(self, standard_error=error, replicates=tuple(replicates))
 
     def in_words(self) -> str:
         """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
