@@ -73,7 +73,8 @@ class FIDCallback(Callback):
         guidance_interval: timesteps t of the full process, low <= t < high, that are guided; all by default.
         shots: images in a support; by default as many as condition one generation in training.
         batch_size: images generated at a time.
-        feature_extractor: name in torch-fidelity's registry; `glyph-cnn` for the built-in glyphs.
+        feature_extractor: name in torch-fidelity's registry, `glyph-cnn` for the built-in glyphs, or the folder of an
+            extractor of one's own (`lightning-vfs extractor fit`).
         weights_path: the extractor's weights; default is torch-fidelity's download.
         seed: draws supports, noise and the classes to choose among.
         few_shot_way: classes that few_shot_accuracy chooses among (chance is 1 / way), or several such numbers; the

@@ -11,6 +11,7 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.core.files import local_path, read_json
 from lightning_vfs.interop.jax import read_jax, write_jax
@@ -128,4 +129,4 @@ def _description(state: TrainingState, to: str, raw: bool) -> str:
 
 def run(args: list[str]) -> None:
     """Parse the arguments and convert."""
-    auto_cli(convert, args=args, prog="lightning-vfs convert", as_positional=False)
+    auto_cli(convert, args=args, prog="lightning-vfs convert", as_positional=False, parser_class=ExplainingParser)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser
 
 from lightning_vfs.commands.configurations import packaged
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.core.files import begin_files, local_path
+from lightning_vfs.core.files import begin_files, check_is_folder, local_path
 from lightning_vfs.data import SetDataModule
 from lightning_vfs.data.catalog import DATA_SETS
 from lightning_vfs.data.module import SPLITS
@@ -43,6 +43,7 @@ def show(data: SetDataModule, out: Path, num_classes: int = 8) -> None:
     """
     if num_classes < 1:
         raise ConfigError(f"--num_classes is {num_classes}; it must be at least 1.")
+    check_is_folder(out)
     print(data.describe())
     splits = [split for split in SPLITS if data.has_split(split)]
     begin_files(out, LISTING, [f"{split}.png" for split in splits])
@@ -101,7 +102,7 @@ def run(args: list[str]) -> None:
         first.add_argument(name)
     chosen, _ = first.parse_known_args(args)
     kind, given = _chosen(chosen.config, chosen.data)
-    parser = ArgumentParser(prog="lightning-vfs data", description=__doc__)
+    parser = ExplainingParser(prog="lightning-vfs data", description=__doc__)
     parser.add_argument("--out", type=str, default="data_preview", help="Folder of the pictures.")
     parser.add_argument("--num_classes", type=int, default=8, help="Rows of a picture.")
     parser.add_argument(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from lightning_vfs.commands.plain_parser import PlainParser
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.evaluation.board import MARK, Section, as_html, as_markdown, plain
@@ -155,7 +156,7 @@ def _names(files: Sequence[Path]) -> dict[Path, str]:
 
 def run(args: list[str]) -> int:
     """Parse the arguments and rank; returns the exit status."""
-    parser = ArgumentParser("lightning-vfs leaderboard", None, DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
+    parser = PlainParser("lightning-vfs leaderboard", None, DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "records",
         nargs="+",

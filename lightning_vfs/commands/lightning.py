@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -18,14 +19,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback
 from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
-from lightning_vfs.commands import own_model
+from lightning_vfs.commands import own_model, shortcuts
 from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
@@ -35,9 +36,11 @@ from lightning_vfs.commands.last_checkpoint import (
     last_checkpoint,
     nothing_left,
 )
+from lightning_vfs.commands.machine import instantiation, trainer_options
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core import contract
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
@@ -46,13 +49,17 @@ from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data import SetDataModule
-from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data.catalog import DATA_SETS
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
+
+
+class _Parser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser, which explains what is wrong."""
 
 
 class VFSCLI(LightningCLI):
@@ -82,10 +89,7 @@ class VFSCLI(LightningCLI):
                 trainer_defaults={"use_distributed_sampler": False},
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"overwrite": True},
-                # Without it, a hundred lines of usage precede every error.
-                parser_kwargs={
-                    name: {"usage": f"lightning-vfs {name} --config FILE [options]"} for name in self.subcommands()
-                },
+                parser_class=_Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -99,6 +103,16 @@ class VFSCLI(LightningCLI):
         self.model.asked = self._asked
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            VFSError: what a class refuses.
+            ConfigError: a class needs a package that is not installed; and what `instantiate_trainer` raises.
+        """
+        with instantiation():
+            super().instantiate_classes()
 
     def _check_mesh(self) -> None:
         """Refuse sizes of ModelParallelStrategy that do not match the run."""
@@ -140,10 +154,8 @@ class VFSCLI(LightningCLI):
                 callbacks.append(own())
         if any(isinstance(callback, ModelSummary) for callback in callbacks):
             kwargs["enable_model_summary"] = False  # Lightning would say that it adds no other
-        try:
+        with trainer_options():
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (MisconfigurationException, ValueError, ImportError) as error:
-            raise ConfigError(f"These --trainer options do not work here. Lightning says: {error}") from error
 
     def before_fit(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -191,19 +203,36 @@ class VFSCLI(LightningCLI):
         return {name: {*skipped, "ckpt_path"} for name, skipped in known if name == sys.argv[1]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self._options = parser
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
         parser.add_argument("--trust", type=str | None, default=None, help=TRUST_HELP)
         parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        args, settings = shortcuts.spell_out(sys.argv[1:], sys.argv[1])
+        prints = settings and "--print_config" in args
+        args = [arg for arg in args if not (prints and arg == "--print_config")]
+        self.config = parser.parse_args(args)
         config = self.config[self.config["subcommand"]]
+        if settings:
+            shortcuts.apply(settings, config)
+            self._validate(parser)
+        if prints:  # the parser would have printed it without the settings
+            print(self._options.dump(config), end="")
+            raise SystemExit(0)
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
         self._seed = "random" if config["seed_everything"] is True else None
         # Set aside: Lightning would let the hyper-parameters of a checkpoint here override all flags.
         self._checkpoint: str | None = config["ckpt_path"]
         config["ckpt_path"] = None
+
+    def _validate(self, parser: LightningArgumentParser) -> None:
+        """Check options that were set after the parser had checked all of them."""
+        try:
+            parser.validate(self.config)
+        except (TypeError, KeyError) as error:
+            parser.error(str(error), error)
 
     def before_instantiate_classes(self) -> None:
         """Reconcile a checkpoint's hyper-parameters with the flags, by the contract."""
@@ -385,3 +414,22 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+SHOWN = {
+    "data": tuple(DATA_SETS.values()),
+    "trainer.callbacks": (EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback),
+}
+"""Classes whose options the help has: those that a configuration names are not among the parser's own."""
+
+
+def print_help(subcommand: str) -> None:
+    """Print all options of a subcommand, and those of our data sets and callbacks."""
+    asked = [
+        ["--help"],
+        *([f"--{key}.help", f"{kind.__module__}.{kind.__name__}"] for key, kinds in SHOWN.items() for kind in kinds),
+    ]
+    for args in asked:
+        with suppress(SystemExit):
+            VFSCLI([subcommand, *args])
+        print()

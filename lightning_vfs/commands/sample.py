@@ -14,13 +14,15 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lightning_vfs.commands.machine import device_of
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core import requests
 from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.files import local_path, make_room, replacing
+from lightning_vfs.core.files import check_is_folder, local_path, make_room, replacing
 from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
@@ -89,6 +91,10 @@ def sample(
     check_whole_number("--batch_size", batch_size, 1)
     if framework == "jax" and device != "auto":
         raise ConfigError(f"--device {device} is torch's; JAX uses all devices that it finds (JAX_PLATFORMS chooses).")
+    if framework == "torch":
+        device_of(device)
+    folder = local_path(out, "--out")
+    check_is_folder(folder)
     sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
     model = load_model(ckpt_path, pretrained, autoencoder, raw)
     sets = model.config.sets
@@ -97,7 +103,7 @@ def sample(
     images = None
     if support is not None:
         images = load_support(_at_most(support, model.config, seed), sets.image_size, sets.channels)
-    folder, names = local_path(out, "--out"), [f"{i:04d}.png" for i in range(num_images)]
+    names = [f"{i:04d}.png" for i in range(num_images)]
     earlier = make_room(folder, LISTING, [*names, GRID])
     draw = _with_jax if framework == "jax" else _with_torch
     how = {"num_images": num_images, "label": label, "seed": seed}
@@ -188,9 +194,7 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
 
 
 def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Iterator[Tensor]:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.use_device(torch.device(device))
+    model.use_device(device_of(device))
     try:
         for generated in model.to(device).eval().sample_batches(images, **how):
             yield generated.cpu()
@@ -226,4 +230,10 @@ def _picture(support: Tensor | None, generated: Tensor, per_row: int = 8) -> Ten
 
 def run(args: list[str]) -> None:
     """Parse the arguments and sample."""
-    auto_cli(sample, args=spell_out_raw(args), prog="lightning-vfs sample", as_positional=False)
+    auto_cli(
+        sample,
+        args=spell_out_raw(args),
+        prog="lightning-vfs sample",
+        as_positional=False,
+        parser_class=ExplainingParser,
+    )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 
 import torch
-from jsonargparse import ArgumentParser
 
 from lightning_vfs.commands.evaluate import data_of_run
+from lightning_vfs.commands.machine import instantiation
 from lightning_vfs.commands.models import check_one_model, load_model
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import file_sha256
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data import SetDataModule
+from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.evaluation.codec import is_unchanged, plain_values
 from lightning_vfs.evaluation.record import EvaluationRecord
 from lightning_vfs.evaluation.verification import Verification, verify
@@ -26,8 +28,8 @@ same noise, by the given checkpoint's weights, and have to be identical, or to d
 exit status is 0 if they are, and 1 if not. Figures are not computed again: use evaluate and compare for that."""
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-vfs verify", description=DESCRIPTION)
+def _parser() -> ExplainingParser:
+    parser = ExplainingParser(prog="lightning-vfs verify", description=DESCRIPTION)
     parser.add_argument("record", type=str, help="the record of an evaluation, fid.json")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
     parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
@@ -57,7 +59,9 @@ def run(args: list[str]) -> int:
     model = load_model(options.ckpt_path, options.pretrained, options.autoencoder, raw)
     if options.get("data") is None:
         options = parser.parse_args([*args, f"--data={json.dumps(data_of_run(options.ckpt_path, trusted))}"])
-    data, device = parser.instantiate(options).data, _device(options.device)
+    with instantiation():
+        data = parser.instantiate(options).data
+    device = _device(options.device)
     sha256 = None if options.ckpt_path is None else file_sha256(options.ckpt_path)
 
     def compared(model: VFSDDPM) -> Verification:

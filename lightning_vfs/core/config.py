@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
-from lightning_vfs.core.checks import check_at_least, check_choices
+from lightning_vfs.core.checks import check_at_least, check_choices, is_path
 from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.diffusion_config import DiffusionConfig
 from lightning_vfs.core.encoder_config import POOLS, TOKEN_POOLS, EncoderConfig
@@ -172,12 +172,18 @@ class VFSConfig:
                     "that divides them."
                 )
             return
+        if encoder.encodes_each and is_path(self.denoiser.architecture):
+            raise ConfigError(
+                f"DenoiserConfig.conditioning is 'lag' and encoder.architecture {encoder.architecture!r}, whose tokens "
+                f"are shared by the images of a set, but the denoiser is {self.denoiser.architecture!r}, which takes a "
+                "context of its own for every image: set conditioning to 'film', or take another encoder."
+            )
         if encoder.pool not in TOKEN_POOLS:
             tokens = [pool for pool in POOLS[encoder.architecture] if pool in TOKEN_POOLS]
             raise ConfigError(
-                f"DenoiserConfig.conditioning is 'lag', but encoder.pool {encoder.pool!r} leaves one vector, to which "
-                f"every attention would be the same: set encoder.pool to {' or '.join(map(repr, tokens))}, or "
-                "conditioning to 'film'."
+                f"DenoiserConfig.conditioning is 'lag', but encoder.pool {encoder.pool!r} leaves one vector"
+                f"{' of an image' if encoder.encodes_each else ''}, to which every attention would be the same: set "
+                f"encoder.pool to {' or '.join(map(repr, tokens))}, or conditioning to 'film'."
             )
         if 1 in (wanted, self.encoder_tokens):
             raise ConfigError(
@@ -234,7 +240,10 @@ class VFSConfig:
 
     @property
     def encoder_tokens(self) -> int:
-        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 if it pools them itself."""
+        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 if it pools them itself.
+
+        Of `set_tokens`, those of one image.
+        """
         encoder = self.encoder
         if encoder.architecture not in POOLS or encoder.pool not in TOKEN_POOLS:
             return 1
@@ -252,12 +261,18 @@ class VFSConfig:
 
     @property
     def encoded_shape(self) -> tuple[int, ...]:
-        """Shape of what the encoder makes of one set: (d,), with `lag` (tokens, d); d = `encoder.output_dim`."""
+        """Shape of what the encoder makes of one set: (d,), with `lag` (tokens, d); d = `encoder.output_dim`.
+
+        Of `set_tokens` with `lag`, of one image.
+        """
         return (*self._tokens_shape, self.encoder.output_dim)
 
     @property
     def context_shape(self) -> tuple[int, ...]:
-        """Shape of the context of one image: (d,), with `lag` (tokens, d), without any conditioning ()."""
+        """Shape of the context of one image: (d,), with `lag` (tokens, d), without any conditioning ().
+
+        Of `set_tokens` with `lag`, one image's part in the contexts of the others.
+        """
         return (*self._tokens_shape, self.encoder.context_dim) if self.encoder.context_dim else ()
 
     @property

@@ -100,9 +100,7 @@ class Folder(Tree):
         return file_state(self.path / name)
 
     def source(self, names: Sequence[str], image_size: int, channels: int) -> ImageSource:
-        return ImageFiles(
-            root=self.path, paths=[self.path / name for name in names], image_size=image_size, channels=channels
-        )
+        return ImageFiles(root=self.path, names=names, image_size=image_size, channels=channels)
 
 
 class Member(NamedTuple):
@@ -129,6 +127,7 @@ class Archive(Tree):
         self._zipped = path.name.endswith(".zip")
         self._state = file_state(path)
         self._open: zipfile.ZipFile | tarfile.TarFile | None = None
+        self._process = os.getpid()
         with self._reading():
             self._members = dict(self._zip_members() if self._zipped else self._tar_members())
         self._names = sorted(name for name in self._members if not _hidden(name))
@@ -150,6 +149,8 @@ class Archive(Tree):
             return self._read(name)
 
     def _read(self, name: str) -> bytes:
+        if self._process != os.getpid():  # a forked process would share the position in the file
+            self._open, self._process = None, os.getpid()
         if self._open is None:  # and it stays open: opening reads the list of members, or begins from the first
             self._open = zipfile.ZipFile(self.path) if self._zipped else tarfile.open(self.path)  # noqa: SIM115
         if isinstance(self._open, zipfile.ZipFile):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -18,8 +19,8 @@ from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data.augmentation import Augmentation
-from lightning_vfs.data.cache import default_cache_dir
-from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.cache_folder import default_cache_dir, size_limit
+from lightning_vfs.data.images import ClassImages, to_float
 from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
 
 Split = Literal["train", "val", "test"]
@@ -35,7 +36,8 @@ class SetDataModule(LightningDataModule, ABC):
 
     A subclass loads its images in `load`. Training draws different sets in every epoch, validation and test always the
     same; they depend on the seed and the epoch, not on the number of workers or ranks. Batches are `SetBatch`: images
-    (b, n, c, h, w) in [-1, 1], label (b,), index (b,).
+    (b, n, c, h, w), label (b,), index (b,). Images travel as uint8, a quarter of the bytes, and become floats in
+    [-1, 1] on the device, before a module of the trainer sees them.
 
     Args:
         set_size: images per set (n), at least 2; classes with fewer images are left out.
@@ -92,6 +94,7 @@ class SetDataModule(LightningDataModule, ABC):
         self.split_fractions = split_fractions
         self.seed = seed
         self.cache_dir = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+        size_limit(self.cache_dir)  # refuses one that is not a size
         self.turned_classes = turned_classes
         self.augmentation = augmentation
         self._check_arguments()
@@ -168,6 +171,15 @@ class SetDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> SetLoader:
         """The test sets."""
         return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Scale uint8 images to [-1, 1] on the device, in the trainer's precision; other batches stay as they are."""
+        if isinstance(batch, dict) and getattr(batch.get("images"), "dtype", None) == torch.uint8:
+            images = to_float(batch["images"])
+            if self.trainer is not None:
+                images = self.trainer.precision_plugin.convert_input(images)
+            return {**batch, "images": images}
+        return batch
 
     def describe(self) -> str:
         """Classes and images of every split, and what a set is, in a line; then a line for each remark."""

@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.errors import ConfigError, DataError
+from lightning_vfs.data import decode
 from lightning_vfs.data.augmentation import Augmentation
 from lightning_vfs.data.draws import balanced_labels, sample_distinct
-from lightning_vfs.data.images import ClassImages, to_float
+from lightning_vfs.data.images import ClassImages
 
 
 class SetBatch(TypedDict):
     """A batch of sets.
 
-    images: float32 (b, n, c, h, w) in [-1, 1], the images of a set distinct and of one class.
+    images: uint8 (b, n, c, h, w), the images of a set distinct and of one class; a module of the trainer gets them as
+        float32 in [-1, 1], scaled on its device (`SetDataModule.on_after_batch_transfer`).
     label: int64 (b,), class of every set, as an index into the split.
     index: int64 (b,), global index of every set: epoch * sets per epoch + position in the epoch.
     """
@@ -163,7 +165,7 @@ def _part(plan: SetPlan, rows: slice) -> SetPlan:
     return {"members": plan["members"][rows], "label": plan["label"][rows], "index": plan["index"][rows]}
 
 
-class _PlannedSets(Dataset[SetBatch]):
+class _PlannedSets(Dataset[SetBatch | DataError]):
     """Fetches a whole planned batch by one gather."""
 
     def __init__(self, images: ClassImages, augment: Augmentation | None, seed: int) -> None:
@@ -171,12 +173,15 @@ class _PlannedSets(Dataset[SetBatch]):
         self._augment = augment
         self._seed = seed
 
-    def __getitem__(self, plan: SetPlan) -> SetBatch:
-        images = self._images.uint8(plan["members"])
+    def __getitem__(self, plan: SetPlan) -> SetBatch | DataError:
+        try:
+            images = self._images.uint8(plan["members"])
+        except DataError as error:  # raised in the run itself, which would show the traceback of a worker
+            return error
         if self._augment is not None:
             images = self._augment(images, plan["index"], self._seed)
         return {
-            "images": to_float(images),
+            "images": images,
             "label": torch.from_numpy(plan["label"]),
             "index": torch.from_numpy(plan["index"]),
         }
@@ -184,6 +189,7 @@ class _PlannedSets(Dataset[SetBatch]):
 
 def _obey_the_run_alone(worker: int) -> None:
     """SLURM, Ctrl-C and signals to a process group reach workers too, but a run that was signalled still needs them."""
+    decode.threads = 1  # there are as many workers as the user wants
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # the system does not tell who sent a signal
         return
@@ -225,7 +231,7 @@ class SetLoader:
         self.batch_sampler = sampler
         self.num_workers = num_workers
         self.waited = 0.0
-        self._loader: DataLoader[SetBatch] = DataLoader(
+        self._loader: DataLoader[SetBatch | DataError] = DataLoader(
             _PlannedSets(sampler.images, augment, sampler.seed),
             sampler=sampler,
             batch_size=None,
@@ -252,6 +258,8 @@ class SetLoader:
         ends = self.batch_sampler.bounds(self._sets)[1:].tolist()
         start = time.perf_counter()
         for batch, end in zip(self._loader, ends, strict=True):
+            if isinstance(batch, DataError):
+                raise batch
             self.waited += time.perf_counter() - start
             self._sets = end
             yield batch

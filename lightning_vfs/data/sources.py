@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from lightning_vfs.core.errors import DataError
-from lightning_vfs.data.decode import DECODING, centre_square, decode_rows
+from lightning_vfs.data.decode import DECODING, PILLOW, centre_square, decode_rows
+
+FORMAT = 2
+"""Version of what identifies images and their states; raise it when that changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class ImageSource(ABC):
     @property
     def settings(self) -> str:
         """Eight digits that distinguish caches which cannot share decoded images."""
-        content = [os.fsencode(self.root.absolute()).hex(), self.image_size, self.channels, DECODING, PIL.__version__]
+        content = [os.fsencode(self.root.absolute()).hex(), self.image_size, self.channels, DECODING, PILLOW, FORMAT]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 
     @abstractmethod
@@ -43,7 +45,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def fingerprints(self) -> np.ndarray:
-        """(N, 16) uint8: name and state of every image, found without decoding it; others if it has changed."""
+        """(N, 16) uint8: name and state of every image, found without reading it; others if it has changed."""
 
     @abstractmethod
     def decode(self, rows: Sequence[int], out: np.ndarray) -> list[DataError | None]:
@@ -57,6 +59,18 @@ class ImageSource(ABC):
             What is wrong with each image, if anything.
         """
 
+    def changed(self) -> np.ndarray:
+        """int64 (N,), time of the last change of every file's status in nanoseconds; 0 where the state says all.
+
+        A file may be replaced by another of the same size, with its time of modification set back, but not this time.
+        It changes too when a file is merely copied or linked: `digests` then say whether its content is the same.
+        """
+        return np.zeros(len(self), dtype=np.int64)
+
+    def digests(self, rows: Sequence[int]) -> np.ndarray:
+        """uint8 (m, 16), hashes of the files of some images, which are read; zeros where the state says all."""
+        return np.zeros((len(rows), 16), dtype=np.uint8)
+
     def order(self, rows: np.ndarray) -> np.ndarray:
         """The rows, int64 (m,), in the order in which they are read fastest."""
         return rows
@@ -69,12 +83,12 @@ def fingerprints(images: Iterable[tuple[bytes, str]]) -> np.ndarray:
 
 
 def file_state(path: Path) -> str:
-    """What the file system says of a file, which changes with its content."""
+    """What the file system says of a file: other content of the same size and time of modification is not noticed."""
     try:
         status = path.stat()
     except OSError as error:
         return f"errno {error.errno}"
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +149,18 @@ class JoinedSources(ImageSource):
     def fingerprints(self) -> np.ndarray:
         return np.concatenate([part.fingerprints() for part in self.parts])
 
+    def changed(self) -> np.ndarray:
+        return np.concatenate([part.changed() for part in self.parts])
+
+    def digests(self, rows: Sequence[int]) -> np.ndarray:
+        found = np.zeros((len(rows), 16), dtype=np.uint8)
+        for mine, part, start in self._parts(np.asarray(rows, dtype=np.int64)):
+            found[mine] = part.digests([rows[i] - start for i in mine])
+        return found
+
     def decode(self, rows: Sequence[int], out: np.ndarray) -> list[DataError | None]:
         errors: list[DataError | None] = [None] * len(rows)
-        for mine, part, start in self._parts(np.asarray(rows)):
+        for mine, part, start in self._parts(np.asarray(rows, dtype=np.int64)):
             images = np.zeros((len(mine), *out.shape[1:]), dtype=np.uint8)
             found = part.decode([rows[i] - start for i in mine], images)
             out[mine] = images

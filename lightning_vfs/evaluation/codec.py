@@ -94,8 +94,9 @@ class JSONRecord:
         Raises:
             EvaluationError: no such file, not JSON, another schema, or missing fields; the message names them.
         """
+        values = plain_values(path)
         try:
-            return cls.from_dict(plain_values(path))
+            return cls.from_dict(values)
         except EvaluationError as error:
             raise EvaluationError(f"{path}: {error}") from None
         except OverflowError as error:

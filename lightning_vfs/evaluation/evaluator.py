@@ -36,7 +36,7 @@ from lightning_vfs.evaluation.record import (
 )
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
-from lightning_vfs.metrics import glyph_cnn
+from lightning_vfs.metrics import extractor_folder, glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
 from lightning_vfs.metrics.perceptual import IN_WORDS, PairwiseLPIPS
 from lightning_vfs.metrics.training_images import TrainingReference
@@ -134,6 +134,11 @@ class Evaluator:
             )
             warnings.warn(note, stacklevel=3)
             self.notes += (note,)
+        if self.features is not None and self.features.card is not None:
+            unseen = data.split("test").class_names if "out" in self.splits else ()
+            for note in extractor_folder.remarks(self.features.card, unseen, data.channels):
+                warnings.warn(note, stacklevel=3)
+                self.notes += (note,)
         for evaluation in self.splits.values():
             evaluation.ways = self.ways
 
@@ -241,7 +246,7 @@ class Evaluator:
         """The name that a split's figure is recorded and logged under."""
         if figure in PIXEL_FIGURES:
             return f"{figure}/{split}"
-        name = self.plan.feature_extractor
+        name = self.plan.feature_extractor if self.features is None else self.features.name
         extractor = "" if name == INCEPTION else f"[{name}]"
         if figure.startswith("class/"):
             return f"fid{extractor}/{figure}"

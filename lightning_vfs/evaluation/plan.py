@@ -36,7 +36,8 @@ class EvaluationPlan:
         batch_size: images generated at a time; figures do not depend on it.
         metrics: of `fid`, `kid`, `isc` and `prc`; none for the variational bound alone, for which no image is
             generated and no extractor needed.
-        feature_extractor: name in torch-fidelity's registry.
+        feature_extractor: name in torch-fidelity's registry, or the folder of an extractor of one's own (`lightning-vfs
+            extractor fit`).
         weights_path: the extractor's weights; default is torch-fidelity's download.
         options: of the metrics.
         per_class: FID of every class, or of the classes named.

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_vfs.core.files import hash_of, replacing
-from lightning_vfs.data.cache import DamagedCacheWarning, content_key, default_cache_dir
+from lightning_vfs.data.cache import DamagedCacheWarning, content_key
+from lightning_vfs.data.cache_folder import default_cache_dir, make_space, mark_used
 
 FORMAT = 1
 """Version of the files; to be raised when the same key would give other features."""
@@ -121,6 +123,7 @@ def load_features(source: FeatureSource, folder: Path | None = None) -> dict[str
             stacklevel=2,
         )
         return None
+    mark_used(path)
     return features
 
 
@@ -140,6 +143,7 @@ def store_features(source: FeatureSource, features: Mapping[str, Tensor], folder
     problem = _problem(source, tensors)
     if not problem:
         try:
+            make_space(path.parents[1], sum(rows.nbytes for rows in tensors.values()), rank_zero_info)
             with replacing(path) as temporary:
                 save_file(tensors, temporary, source.describe() | {"features_sha256": _sha256(tensors)})
         except (SafetensorError, OSError) as error:
@@ -180,6 +184,7 @@ def load_figures(content: Mapping[str, Any], folder: Path | None = None) -> dict
         stored = json.loads(path.read_text())
         figures: dict[str, float] = stored["figures"]
         if stored["sha256"] == content_key([path.stem, figures]):
+            mark_used(path)
             return figures
         problem = "its figures differ from those that were written"
     except FileNotFoundError:

@@ -379,7 +379,10 @@ class VFSDDPM(SetContractModule):
             ValueError: another shape of images.
         """
         x_set = images_of(batch)
-        x_set = to_float(x_set) if x_set.dtype == torch.uint8 else x_set
+        if x_set.dtype == torch.uint8:
+            x_set = to_float(x_set)
+            if self.attached_trainer is not None:  # as Lightning does to the floats of a batch
+                x_set = self.trainer.precision_plugin.convert_input(x_set)
         contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
         sets = self.config.sets
         if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:
