@@ -12,7 +12,7 @@ import pytest
 from jsonargparse import capture_parser
 
 from lightning_vfs.cli import SUBCOMMANDS, main
-from lightning_vfs.commands import compare, convert, data, evaluate, sample, verify
+from lightning_vfs.commands import convert, data, evaluate, sample, verify
 from lightning_vfs.commands.help import HELP
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.commands.shortcuts import SHORTCUTS
@@ -47,7 +47,7 @@ def defaults() -> dict[str, dict]:
     parsers = {
         name: capture_parser(lambda module=module: module.run([]))
         for name, module in (
-            ("compare", compare), ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample),
+            ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample),
             ("verify", verify),
         )
     }  # fmt: skip
