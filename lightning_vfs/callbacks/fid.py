@@ -72,6 +72,10 @@ class FIDCallback(Callback):
         seed: draws supports, noise and the classes to choose among.
         few_shot_way: classes that few_shot_accuracy chooses among (chance is 1 / way), or several such numbers; the
             largest is logged by the plain name, others as `few_shot_accuracy_5`. None leaves it out.
+        diversity_images: images of each of up to 200 supports whose variety is compared with that of real images, as
+            `diversity` and `diversity_pixels`, at least 2; 0 leaves the figures out.
+        fid_replicates: whether FID gets an interval, from 20 more distances; None for features of up to 512 dimensions,
+            where it takes a second.
         options: of the metrics, by torch-fidelity's names: `kid_subset_size` and so on.
         vlb_images: real images per split whose variational bound is computed, as `vlb/in` and `vlb/out` in bits per
             dimension; 0 leaves it out. A model of latents has none.
@@ -110,6 +114,8 @@ class FIDCallback(Callback):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[int, int] | None = None,
         shots: int | None = None,
+        diversity_images: int = 2,
+        fid_replicates: bool | None = None,
         options: FidelityOptions = FidelityOptions(),
         vlb_images: int = 0,
         vlb_steps: int | None = None,
@@ -133,6 +139,8 @@ class FIDCallback(Callback):
             options=options,
             per_class=per_class,
             few_shot_way=few_shot_way,
+            diversity_images=diversity_images,
+            fid_replicates=fid_replicates,
             vlb_images=vlb_images,
             vlb_steps=vlb_steps,
             seed=seed,

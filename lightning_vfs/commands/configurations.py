@@ -19,6 +19,11 @@ def names() -> list[str]:
     return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 
 
+def packaged(path: str) -> str | None:
+    """Name of a packaged configuration, given its file; None for any other file."""
+    return next((name for name in names() if Path(path) == FOLDER / f"{name}.yaml"), None)
+
+
 def resolve(args: Sequence[str]) -> list[str]:
     """Arguments with the path of a packaged configuration for every `--config` that names one and not a file.
 

@@ -20,7 +20,8 @@ from lightning_vfs.commands.trust import check_class_paths, import_trusted
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
 from lightning_vfs.core.trust import check_plain
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data import SetDataModule
+from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.evaluation.record import FILE_NAME
 from lightning_vfs.training.checkpoints import read_checkpoint
 

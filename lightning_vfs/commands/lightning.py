@@ -45,7 +45,8 @@ from lightning_vfs.core.errors import CheckpointError, ConfigError, EvaluationEr
 from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data import SetDataModule
+from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds subclasses
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite

@@ -22,6 +22,9 @@ HELP = (
 
 CONFIG = ("--config", "-c")
 
+TRANSFORM = re.compile(r"torchvision\.transforms\.v2\.\w+")
+"""Transforms that augment images; they are part of a package that is imported anyway."""
+
 
 def import_trusted(names: str | None) -> list[str]:
     """Import what `--trust` names, so that files may name it too; returns the names of the modules.
@@ -49,7 +52,8 @@ def check_class_paths(source: Path, values: Any, trusted: Sequence[str]) -> None
         UntrustedCodeError: it names others.
     """
     allowed = ("lightning_vfs.", *(f"{module}." for module in trusted))
-    refuse(source, (path for path in _class_paths(values) if is_path(path) and not path.startswith(allowed)))
+    named = (path for path in _class_paths(values) if is_path(path) and not path.startswith(allowed))
+    refuse(source, (path for path in named if not TRANSFORM.fullmatch(path)))
 
 
 def _class_paths(values: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Decoded images of many files, in the cache: each file is decoded once, whatever interrupts it."""
+"""Decoded images, in the cache: each file is decoded once, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from lightning_vfs.core.errors import DataError
 from lightning_vfs.core.progress import progress
 from lightning_vfs.data.cache import warn_of_damage
 from lightning_vfs.data.decode import decode_all
+from lightning_vfs.data.sources import ImageSource, file_state, fingerprints
 
 CHUNK = 1024
 """Images that are decoded before a progress bar moves, and that an interruption costs at most."""
@@ -28,28 +28,19 @@ CHUNK = 1024
 TO_DECODE, DECODED, UNREADABLE = range(3)
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Files to decode, and all that decides what comes of it.
+@dataclass(frozen=True, kw_only=True)
+class ImageFiles(ImageSource):
+    """Files to decode.
 
     Attributes:
         root: a folder that they are all in.
         paths: the files (N).
-        image_size, channels: of the decoded images.
-        versions: of what decodes.
     """
 
-    root: Path
     paths: Sequence[Path]
-    image_size: int
-    channels: int
-    versions: Sequence[Any]
 
-    @property
-    def settings(self) -> str:
-        """Eight digits that distinguish caches which cannot share decoded images."""
-        content = [os.fsencode(self.root.absolute()).hex(), self.image_size, self.channels, *self.versions]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def fingerprints(self) -> np.ndarray:
         """(N, 16) uint8: path and state of every file, by what the file system says.
@@ -58,16 +49,10 @@ class ImageFiles:
         size and set back its modification time, but not the time of its last change, st_ctime. The price is that a
         copied data set is decoded again.
         """
-        found = np.zeros((len(self.paths), 16), dtype=np.uint8)
-        for row, path in enumerate(self.paths):
-            try:
-                status = path.stat()
-                state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-            except OSError as error:
-                state = f"errno {error.errno}"
-            name = os.fsencode(path.relative_to(self.root))
-            found[row] = np.frombuffer(hashlib.sha256(name + b"\0" + state.encode()).digest()[:16], dtype=np.uint8)
-        return found
+        return fingerprints((os.fsencode(path.relative_to(self.root)), file_state(path)) for path in self.paths)
+
+    def decode(self, rows: Sequence[int], out: np.ndarray) -> list[DataError | None]:
+        return decode_all([self.paths[row] for row in rows], self.image_size, self.channels, out)
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class DecodedFiles:
     readable: np.ndarray
 
 
-def decoded_files(files: ImageFiles, folder: Path, say: Callable[[str], object]) -> DecodedFiles:
+def decoded_files(files: ImageSource, folder: Path, say: Callable[[str], object]) -> DecodedFiles:
     """The images of files, decoded if they are not in the cache yet.
 
     While a process decodes, others that need the same images wait. If it is interrupted, the next one continues; if
@@ -97,48 +82,48 @@ def decoded_files(files: ImageFiles, folder: Path, say: Callable[[str], object])
     Raises:
         DataError: the cache cannot be written, or the disk is too small.
     """
-    fingerprints = files.fingerprints()
-    key = hashlib.sha256(fingerprints.tobytes()).hexdigest()[:24]
+    marks = files.fingerprints()
+    key = hashlib.sha256(marks.tobytes()).hexdigest()[:24]
     path = folder / f"folders-{files.settings}-{key}.safetensors"
-    found = _read(path, fingerprints)
+    found = _read(path, marks)
     if found is not None:
         return found
-    shape = (len(files.paths), files.channels, files.image_size, files.image_size)
+    shape = (len(files), files.channels, files.image_size, files.image_size)
     with _explaining(folder, int(np.prod(shape))):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            found = _read(path, fingerprints)  # another process may have been first
+            found = _read(path, marks)  # another process may have been first
             if found is None:
                 unfinished = path.with_suffix(".partial")
                 tensors = _Tensors(unfinished, shape)
-                _decode(files, fingerprints, tensors, _earlier(folder, files.settings, path), say)
+                _decode(files, marks, tensors, _earlier(folder, files.settings, path), say)
                 tensors.close()
                 unfinished.replace(path)
         path.with_suffix(".lock").unlink(missing_ok=True)
-    found = _read(path, fingerprints)
+    found = _read(path, marks)
     assert found is not None
     return found
 
 
 def _decode(
-    files: ImageFiles, fingerprints: np.ndarray, tensors: _Tensors, earlier: Path | None, say: Callable[[str], object]
+    files: ImageSource, marks: np.ndarray, tensors: _Tensors, earlier: Path | None, say: Callable[[str], object]
 ) -> None:
     """Fill the tensors, from an earlier cache if it has the images, otherwise from the files."""
-    if not (tensors.fingerprints == fingerprints).all():
+    if not (tensors.fingerprints == marks).all():
         tensors.status[:] = TO_DECODE
-        tensors.fingerprints[:] = fingerprints
+        tensors.fingerprints[:] = marks
         if earlier is not None:
             _take_over(tensors, earlier)
-    rows = np.flatnonzero(tensors.status == TO_DECODE)
-    kept = len(files.paths) - len(rows)
+    rows = files.order(np.flatnonzero(tensors.status == TO_DECODE))
+    kept = len(files) - len(rows)
     rest = f" ({kept:,} are decoded already)" if kept else ""
     say(f"Decoding {len(rows):,} images of {files.root} into the cache {tensors.path.parent}{rest} ...")
-    bar = progress("Decoding", len(files.paths), "images", unit="image", initial=kept)
+    bar = progress("Decoding", len(files), "images", unit="image", initial=kept)
     try:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             images = np.zeros((len(chunk), *tensors.images.shape[1:]), dtype=np.uint8)
-            errors = decode_all([files.paths[row] for row in chunk], files.image_size, files.channels, images)
+            errors = files.decode(chunk.tolist(), images)
             tensors.images[chunk] = images
             tensors.status[chunk] = [UNREADABLE if error else DECODED for error in errors]
             bar.update(len(chunk))
@@ -202,13 +187,13 @@ class _Tensors:
         self._mapped.flush()
 
 
-def _read(path: Path, fingerprints: np.ndarray) -> DecodedFiles | None:
+def _read(path: Path, marks: np.ndarray) -> DecodedFiles | None:
     """What a cache file holds; None if there is none, or a damaged one."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="np") as file:
-            if (file.get_tensor("fingerprints") != fingerprints).any():
+            if (file.get_tensor("fingerprints") != marks).any():
                 raise ValueError("it belongs to other files")
             status = file.get_tensor("status")
     except (SafetensorError, OSError, ValueError) as error:

@@ -97,6 +97,7 @@ class ClassImages:
         self._files = files
         self.mapped = mapped
         self._rows = rows
+        self._turns: np.ndarray | None = None
         self._set_classes(class_names, labels if rows is None else labels[rows])
 
     def _set_classes(self, class_names: Sequence[str], labels: np.ndarray) -> None:
@@ -124,12 +125,18 @@ class ClassImages:
 
     @property
     def images(self) -> torch.Tensor:
-        """All images, uint8 (N, c, h, w): the stored tensor itself, or a copy if this is a selection of it."""
+        """All images, uint8 (N, c, h, w): the stored tensor itself, or a copy if they are selected or turned."""
+        if self._turns is not None:
+            return self.uint8(np.arange(len(self)))
         return self._stored if self._rows is None else self._stored[torch.from_numpy(self._rows)]
 
     def select(self, class_indices: ArrayLike) -> ClassImages:
         """A subset of the classes, in the order given, over the same stored pixels and paths (nothing is copied)."""
         classes = np.asarray(class_indices, dtype=np.int64)
+        return self._select(classes, [self.class_names[i] for i in classes])
+
+    def _select(self, classes: np.ndarray, names: Sequence[str], turns: np.ndarray | None = None) -> ClassImages:
+        """Classes under these names; `turns` (classes,) says how often each is turned by 90 degrees, if they are."""
         counts = self.counts[classes]
         labels = np.repeat(np.arange(len(classes)), counts)
         position = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -139,8 +146,21 @@ class ClassImages:
         selected._files = self._files
         selected.mapped = self.mapped
         selected._rows = rows if self._rows is None else self._rows[rows]
-        selected._set_classes([self.class_names[i] for i in classes], labels)
+        selected._turns = turns if turns is None else np.repeat(turns, counts)
+        if self._turns is not None:
+            selected._turns = self._turns[rows]
+        selected._set_classes(names, labels)
         return selected
+
+    def with_turned(self) -> ClassImages:
+        """The classes, and after them each turned by 90, 180 and 270 degrees (anticlockwise), as classes of their own.
+
+        Pixels are turned when they are read; nothing is stored twice. A turned class is called `name/rot090` and so on,
+        as in the file lists of prototypical networks (Snell et al. 2017) for Omniglot.
+        """
+        names = [name + suffix for suffix in ("", "/rot090", "/rot180", "/rot270") for name in self.class_names]
+        classes = np.tile(np.arange(self.num_classes), 4)
+        return self._select(classes, names, np.repeat(np.arange(4, dtype=np.int8), self.num_classes))
 
     def uint8(self, indices: ArrayLike) -> torch.Tensor:
         """Images as they are stored.
@@ -156,7 +176,13 @@ class ClassImages:
         """
         index = np.asarray(indices, dtype=np.int64)
         rows = index if self._rows is None else self._rows[index]
-        return self._stored[torch.from_numpy(rows.reshape(-1))].reshape(*index.shape, *self._stored.shape[1:])
+        pixels = self._stored[torch.from_numpy(rows.reshape(-1))]
+        if self._turns is not None:
+            turns = self._turns[index].reshape(-1)
+            for turn in (1, 2, 3):
+                chosen = torch.from_numpy(np.flatnonzero(turns == turn))
+                pixels[chosen] = pixels[chosen].rot90(turn, (-2, -1))
+        return pixels.reshape(*index.shape, *self._stored.shape[1:])
 
     def float(self, indices: ArrayLike) -> torch.Tensor:
         """Images as a model takes them: float32 (..., c, h, w) in [-1, 1]; otherwise as `uint8`."""
@@ -171,7 +197,9 @@ class ClassImages:
         label = self.labels[index]
         if self._files is None:
             return f"image {index - self.offsets[label]} of {self.class_names[label]}"
-        return self._files[index if self._rows is None else self._rows[index]]
+        file = self._files[index if self._rows is None else self._rows[index]]
+        turn = 0 if self._turns is None else int(self._turns[index])
+        return f"{file}, turned by {90 * turn} degrees" if turn else file
 
     def episodes(self, num_images: int, shots: int, seed: int) -> Episodes:
         """Draw what a few-shot evaluation generates: held-out images, each with a support of its class.

@@ -17,6 +17,7 @@ from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.core.seeding import global_seed
+from lightning_vfs.data.augmentation import Augmentation
 from lightning_vfs.data.cache import default_cache_dir
 from lightning_vfs.data.images import ClassImages
 from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
@@ -49,6 +50,10 @@ class SetDataModule(LightningDataModule, ABC):
         seed: decides which sets are drawn; None takes the seed of the run (`seed_everything`).
         cache_dir: folder for decoded images; None takes the environment variable LIGHTNING_VFS_CACHE, or
             ~/.cache/lightning_vfs.
+        turned_classes: add classes turned by 90, 180 and 270 degrees, as classes of their own (`name/rot090`): `train`
+            to the training classes, `all` to those of every split. A turned class is in the split of its original.
+        augmentation: transforms of torchvision.transforms.v2 for the images of training batches, one after the other,
+            each as `{class_path: ..., init_args: {...}}`. They take and return uint8 (c, h, w). Evaluation uses none.
 
     Attributes:
         may_change: options that do not decide which sets are drawn: a run may go on with others.
@@ -72,6 +77,8 @@ class SetDataModule(LightningDataModule, ABC):
         split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
         seed: int | None = None,
         cache_dir: str | None = None,
+        turned_classes: Literal["none", "train", "all"] = "none",
+        augmentation: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.set_size = set_size
@@ -85,7 +92,10 @@ class SetDataModule(LightningDataModule, ABC):
         self.split_fractions = split_fractions
         self.seed = seed
         self.cache_dir = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+        self.turned_classes = turned_classes
+        self.augmentation = augmentation
         self._check_arguments()
+        self._augment = Augmentation.of(augmentation, channels, image_size)
         self._splits: dict[Split, ClassImages] = {}
 
     @abstractmethod
@@ -116,7 +126,9 @@ class SetDataModule(LightningDataModule, ABC):
         if not self._splits:
             loaded = self.load()
             given: Mapping[Split, ClassImages] = {"train": loaded} if isinstance(loaded, ClassImages) else loaded
-            self._splits = self._without_small_classes(self._complete(given))
+            splits = self._without_small_classes(self._complete(given))
+            turned = {"none": (), "train": ("train",), "all": SPLITS}[self.turned_classes]
+            self._splits = {name: images.with_turned() if name in turned else images for name, images in splits.items()}
 
     def split(self, name: Split) -> ClassImages:
         """Images of one split; works without a trainer too.
@@ -193,7 +205,8 @@ class SetDataModule(LightningDataModule, ABC):
 
     def _loader(self, name: Split) -> SetLoader:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return SetLoader(self._sampler(name), self.num_workers, pin_memory=on_cuda)
+        augment = self._augment if name == "train" else None
+        return SetLoader(self._sampler(name), self.num_workers, pin_memory=on_cuda, augment=augment)
 
     def _sampler(self, name: Split) -> SetSampler:
         trainer, training = self.trainer, name == "train"
@@ -253,6 +266,8 @@ class SetDataModule(LightningDataModule, ABC):
             check_whole_number(name, getattr(self, name), minimum)
         if self.channels not in (1, 3):
             raise ConfigError(f"channels is {self.channels!r}; allowed: 1 (grey) or 3 (RGB).")
+        if self.turned_classes not in ("none", "train", "all"):
+            raise ConfigError(f"turned_classes is {self.turned_classes!r}; allowed: 'none', 'train', 'all'.")
         shares = self.split_fractions
         if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ConfigError(

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.data.augmentation import Augmentation
 from lightning_vfs.data.draws import balanced_labels, sample_distinct
-from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.images import ClassImages, to_float
 
 
 class SetBatch(TypedDict):
@@ -165,12 +166,17 @@ def _part(plan: SetPlan, rows: slice) -> SetPlan:
 class _PlannedSets(Dataset[SetBatch]):
     """Fetches a whole planned batch by one gather."""
 
-    def __init__(self, images: ClassImages) -> None:
+    def __init__(self, images: ClassImages, augment: Augmentation | None, seed: int) -> None:
         self._images = images
+        self._augment = augment
+        self._seed = seed
 
     def __getitem__(self, plan: SetPlan) -> SetBatch:
+        images = self._images.uint8(plan["members"])
+        if self._augment is not None:
+            images = self._augment(images, plan["index"], self._seed)
         return {
-            "images": self._images.float(plan["members"]),
+            "images": to_float(images),
             "label": torch.from_numpy(plan["label"]),
             "index": torch.from_numpy(plan["index"]),
         }
@@ -203,17 +209,24 @@ class SetLoader:
         sampler: plans the batches.
         num_workers: processes that fetch batches; 0 fetches in this one.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
+        augment: changes the images of every batch.
 
     Attributes:
         waited: seconds that this process has waited for batches, in all.
     """
 
-    def __init__(self, sampler: SetSampler, num_workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        sampler: SetSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        augment: Augmentation | None = None,
+    ) -> None:
         self.batch_sampler = sampler
         self.num_workers = num_workers
         self.waited = 0.0
         self._loader: DataLoader[SetBatch] = DataLoader(
-            _PlannedSets(sampler.images),
+            _PlannedSets(sampler.images, augment, sampler.seed),
             sampler=sampler,
             batch_size=None,
             num_workers=num_workers,

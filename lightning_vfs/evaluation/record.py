@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Annotated, Literal, NamedTuple
 
 from lightning_vfs.evaluation.codec import JSONRecord
+from lightning_vfs.evaluation.intervals import standard_error
 from lightning_vfs.version import __version__
 
 FILE_NAME = "fid.json"
@@ -52,7 +55,10 @@ class Figure:
         floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
         chance: what guessing gives, of an accuracy.
         copier: the same figure of the first image of every support; None if there is none.
-        standard_error: of the figure, clustered by class; None if it is not known.
+        standard_error: of the figure, clustered by class, by the jackknife of its replicates; None if it is not known.
+        mean_of_support: the same figure of the mean of every support.
+        jittered_mean: the same of that mean, rotated, scaled and shifted (`evaluation.landmarks`).
+        replicates: the figure without each group of classes in turn (`evaluation.intervals`); None if there are none.
     """
 
     value: Annotated[float, Compared()]
@@ -61,6 +67,15 @@ class Figure:
     chance: Annotated[float | None, Compared()] = None
     copier: Annotated[float | None, Compared()] = None
     standard_error: Annotated[float | None, Compared()] = None
+    mean_of_support: Annotated[float | None, Compared()] = None
+    jittered_mean: Annotated[float | None, Compared()] = None
+    replicates: Annotated[tuple[float, ...] | None, Compared()] = None
+
+    def with_replicates(self, replicates: Sequence[float] | None) -> Figure:
+        """The figure with these, and the standard error that follows; without them, where one is not finite."""
+        if replicates is None or math.isnan(error := standard_error(replicates)):
+            return self
+        return replace(self, standard_error=error, replicates=tuple(replicates))
 
     def in_words(self) -> str:
         """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
@@ -135,6 +150,7 @@ class SplitRecord:
         hits_all: hits of few_shot_accuracy_all, a 0 or 1 for each episode, `-` for one that takes no part.
         affinity_hits: likewise, whether the nearest image is one of the support.
         copies: likewise, whether copy_rate counts a copy.
+        groups: groups of classes that replicates leave out; of episodes, where there are at most 3 classes.
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
@@ -153,6 +169,7 @@ class SplitRecord:
     hits_all: Annotated[str | None, Compared()] = None
     affinity_hits: Annotated[str | None, Compared()] = None
     copies: Annotated[str | None, Compared()] = None
+    groups: Annotated[int | None, Compared()] = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +237,7 @@ class MetricsRecord:
         isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
         few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
+        diversity_images: images of a support that diversity compares.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
@@ -234,6 +252,7 @@ class MetricsRecord:
     ]
     kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)]
     isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)]
+    diversity_images: Annotated[int | None, Remark("diversity varies less with more images")] = None
 
 
 @dataclass(frozen=True)
@@ -319,6 +338,14 @@ class EvaluationRecord(JSONRecord):
         ),
         5: ("model.run_sha256", "model.recipe_sha256"),
     }
+    # Fields that records of the present schema may lack, as versions before a release wrote them.
+    OPTIONAL = (
+        "figures.*.mean_of_support",
+        "figures.*.jittered_mean",
+        "figures.*.replicates",
+        "splits.*.groups",
+        "metrics.diversity_images",
+    )
 
     figures: dict[str, Figure]
     model: ModelRecord

@@ -162,32 +162,56 @@ def cached_figures(
         DamagedCacheWarning: the file is damaged; they are computed again.
         UserWarning: they cannot be written.
     """
-    key = content_key(content)
-    path = (folder or default_cache_dir()) / "features" / f"{key}.json"
+    figures = load_figures(content, folder)
+    if figures is None:
+        figures = compute()
+        store_figures(content, figures, folder)
+    return figures
+
+
+def load_figures(content: Mapping[str, Any], folder: Path | None = None) -> dict[str, float] | None:
+    """Figures by name that `store_figures` stored for the same content; None if there are none, or no usable ones.
+
+    Warns:
+        DamagedCacheWarning: the file is damaged; they are to be computed again.
+    """
+    path = _figures_path(content, folder)
     try:
         stored = json.loads(path.read_text())
         figures: dict[str, float] = stored["figures"]
-        if stored["sha256"] == content_key([key, figures]):
+        if stored["sha256"] == content_key([path.stem, figures]):
             return figures
         problem = "its figures differ from those that were written"
     except FileNotFoundError:
-        problem = ""
+        return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = str(error) or type(error).__name__
-    if problem:
-        warnings.warn(
-            f"The cache file {path} is damaged ({problem}): computing the figures of the real images again.",
-            DamagedCacheWarning,
-            stacklevel=2,
-        )
-    figures = compute()
+    warnings.warn(
+        f"The cache file {path} is damaged ({problem}): computing the figures of the real images again.",
+        DamagedCacheWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def store_figures(content: Mapping[str, Any], figures: Mapping[str, float], folder: Path | None = None) -> None:
+    """Write figures by name, unless one is not finite.
+
+    Warns:
+        UserWarning: they cannot be written.
+    """
+    path = _figures_path(content, folder)
     if all(map(math.isfinite, figures.values())):
         try:
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps({"figures": figures, "sha256": content_key([key, figures])}) + "\n")
+                sha256 = content_key([path.stem, figures])
+                temporary.write_text(json.dumps({"figures": figures, "sha256": sha256}) + "\n")
         except OSError as error:
             warnings.warn(f"Figures of real images are not cached in {path} ({error}).", stacklevel=2)
-    return figures
+
+
+def _figures_path(content: Mapping[str, Any], folder: Path | None) -> Path:
+    return (folder or default_cache_dir()) / "features" / f"{content_key(content)}.json"
 
 
 def _problem(source: FeatureSource, features: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.data import FolderSets, load_support
 from lightning_vfs.data.decode import decode, decode_all, extensions
-from lightning_vfs.data.folders import UnreadableImagesWarning
+from lightning_vfs.data.image_sets import UnreadableImagesWarning
 from lightning_vfs.data.layout import find_classes
 from lightning_vfs.data.module import SmallClassWarning
 from tests.processes import run_together

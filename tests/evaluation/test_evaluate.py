@@ -103,7 +103,7 @@ def test_modes_gradients_and_random_numbers_are_left_as_they_were(painter, tiny)
         run()
         states.append((random.random(), np.random.rand(), torch.rand(1).item(), torch.is_grad_enabled()))
     assert states[0] == states[1] and states[0][-1]
-    assert model.modes == [False] and model.training and not model.dropout.training
+    assert set(model.modes) == {False} and model.training and not model.dropout.training
 
 
 def test_they_are_after_an_error_too(painter, tiny):
@@ -268,7 +268,7 @@ class Honest(Painter):
 
     def generate(self, support, index, seed=0, label=None, **sampling):
         split = Patterns(per_class=12).split("test")
-        return split.float(split.episodes(100, 3, 0).targets[index.numpy()])
+        return split.float(split.episodes(100, 3, 0).targets[index.numpy() % 100])
 
 
 @pytest.mark.parametrize(
