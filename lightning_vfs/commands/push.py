@@ -12,6 +12,7 @@ from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.evaluation.model import model_record
 from lightning_vfs.evaluation.record import FILE_NAME, EvaluationRecord, ModelRecord
 from lightning_vfs.modules import VFSDDPM
+from lightning_vfs.training.pretrained import pretrained_folder
 
 
 def push(
@@ -86,7 +87,7 @@ def _record_of(
                 "it with `lightning-vfs evaluate`."
             )
         return given
-    folder = Path(ckpt_path).parent if ckpt_path else Path(str(pretrained))
+    folder = Path(ckpt_path).parent if ckpt_path else pretrained_folder(str(pretrained))
     for file in sorted(folder.glob(f"{Path(FILE_NAME).stem}*.json")):
         try:
             found = EvaluationRecord.read(file)
