@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "evaluate": "all figures of a checkpoint, without a training configuration",
     "data": "show a folder of images as training sees it, before training",
     "sample": "generate images of a class from a folder of a few of its images",
+    "demo": "a page on which a few pictures of a class become new ones",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
     "push": "share a model on the Hugging Face hub, with a card that has its figures",
     "compare": "show two evaluations side by side, and say whether they are comparable",
@@ -75,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         rest = configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "data", "sample", "convert", "push", "compare"):
+            if name in ("evaluate", "data", "sample", "convert", "push", "demo", "compare"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0

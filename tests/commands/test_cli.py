@@ -66,7 +66,7 @@ def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == HELP
     training = {"fit", "validate", "test", "predict"}
-    assert set(SUBCOMMANDS) == training | {"evaluate", "data", "sample", "convert", "push", "compare"}
+    assert set(SUBCOMMANDS) == training | {"evaluate", "data", "sample", "convert", "push", "demo", "compare"}
     assert all(f"\n  {name} " in HELP for name in SUBCOMMANDS)
 
 
