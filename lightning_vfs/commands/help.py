@@ -293,7 +293,7 @@ device
 example
   lightning-vfs verify runs/a/version_0/checkpoints/fid.json --ckpt_path runs/a/version_0/checkpoints/last.ckpt
 
-All options: lightning-vfs verify {HELP_ALL}
+All options: lightning-vfs verify {ALL}
 """
 
 HELP = {
