@@ -27,9 +27,11 @@ SUBCOMMANDS = {
     "evaluate": "all figures of a checkpoint, without a training configuration",
     "data": "show a folder of images as training sees it, before training",
     "sample": "generate images of a class from a folder of a few of its images",
+    "demo": "a page on which a few pictures of a class become new ones",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
     "extractor": "train a feature extractor on the classes of a data set",
     "cache": "list and clear what is kept on disk: decoded images, features",
+    "push": "share a model on the Hugging Face hub, with a card that has its figures",
     "compare": "show two evaluations side by side, and say whether they are comparable",
     "leaderboard": "rank many evaluations in a table, with intervals, copiers and a picture",
     "verify": "generate a sample of an evaluation's images again, and say whether they are the same",
@@ -85,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
     from lightning_vfs.commands.trust import use_working_folder
 
     try:
-        rest = ["--help"] if asked else configurations.resolve(rest)
+        rest = [helps.SHORT if arg == helps.ALL else arg for arg in rest] if asked else configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
             if name not in ("fit", "validate", "test", "predict"):

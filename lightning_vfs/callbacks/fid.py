@@ -93,6 +93,7 @@ class FIDCallback(Callback):
 
     Attributes:
         latest: the record of the latest evaluation.
+        written: the file that it is in.
 
     Raises:
         ConfigError: an option is out of range.
@@ -160,6 +161,7 @@ class FIDCallback(Callback):
             save_images=None if save_images is None else local_path(save_images, "save_images"),
         )
         self.latest: EvaluationRecord | None = None
+        self.written: Path | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
@@ -239,7 +241,7 @@ class FIDCallback(Callback):
                 f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
             )
         self.latest = record
-        line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
+        line = ", ".join(record.in_words())
         words = weights_in_words(trainer, pl_module)
         each = self.plan.images_per_class
         number = f"{self.plan.num_images} generated images a split" if each is None else f"{each} images a class"
@@ -247,6 +249,7 @@ class FIDCallback(Callback):
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
         rank_zero_info(f"{verdict}{made}, {words}: {line}")
         if writes and self._write(record, path, trainer):
+            self.written = path
             rank_zero_info(f"Record of the evaluation: {path}")
         return figures
 
@@ -255,7 +258,7 @@ class FIDCallback(Callback):
         if trainer.is_global_zero:
             try:
                 record.write(path)
-                _tell_loggers(trainer, path)
+                _tell_loggers(trainer, record, path)
             except (EvaluationError, OSError) as error:  # the disk became full meanwhile
                 problem = str(error)
         return can_write(trainer, FILE_NAME, path.parent, problem)
@@ -319,7 +322,9 @@ def _is_no_record(path: Path) -> str | None:
     return None if is_record else f"{path.name} is there already, and is not the record of an evaluation"
 
 
-def _tell_loggers(trainer: pl.Trainer, path: Path) -> None:
+def _tell_loggers(trainer: pl.Trainer, record: EvaluationRecord, path: Path) -> None:
+    lines = "\n".join(f"- {line}" for line in (*record.verdicts, *record.in_words()))
+    text = f"{lines}\n\n```json\n{path.read_text()}\n```"
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(FILE_NAME, f"```json\n{path.read_text()}\n```", trainer.global_step)
+            logger.experiment.add_text(FILE_NAME, text, trainer.global_step)

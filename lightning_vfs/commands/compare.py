@@ -41,7 +41,7 @@ def compare(first: Sequence[str], second: Sequence[str], margins: Sequence[str] 
             for verdict in record.verdicts:
                 print(f"{side}{f' ({path})' if len(paths) > 1 else ''}, {verdict}")
     reasons, remarks = _differing((*first, *second), [*records[0], *records[1]])
-    found = differences(*records, known)
+    found = differences(records[0], records[1], known)
     if reasons:
         found = {name: each._replace(difference=None, verdict=None) for name, each in found.items()}
     _print_table(_table(found, records))

@@ -10,9 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
+from lightning_vfs.commands.closing import next_command
 from lightning_vfs.commands.configurations import configuration_of
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.machine import instantiation, trainer_options
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
@@ -122,7 +126,7 @@ def run(args: list[str]) -> None:
         UntrustedCodeError: the checkpoint or the run's configuration names code that the user has not named.
     """
     parser = _parser()
-    args = spell_out_raw(args)
+    args = spell_out_raw(spell_out_last(args, find_last))
     options = parser.parse_args(args)
     check_one_model(options.ckpt_path, options.pretrained)
     trusted = import_trusted(options.trust)
@@ -132,3 +136,5 @@ def run(args: list[str]) -> None:
         made = parser.instantiate(options)
     trainer = evaluate(options, made.data, made.fid)
     print_results(trainer)
+    if made.fid.written is not None:
+        rank_zero_info(next_command("compare", made.fid.written, "OTHER/fid.json"))

@@ -20,7 +20,7 @@ from lightning_vfs.metrics.feature_cache import (
     FeatureSource,
     cached_figures,
     load_features,
-    pixels_sha256,
+    split_sha256,
     store_features,
 )
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
@@ -103,9 +103,7 @@ class RealImages:
     @cached_property
     def pixels_sha256(self) -> str:
         """SHA-256 of all images of the split, in order."""
-        size = 4096
-        everything = np.arange(len(self.images))
-        return pixels_sha256(self.images.uint8(everything[i : i + size]) for i in range(0, len(everything), size))
+        return split_sha256(self.images)
 
     @property
     def layers(self) -> dict[str, str]:

@@ -77,7 +77,7 @@ class Figure:
             return self
         return replace(self, standard_error=error, replicates=tuple(replicates))
 
-    def in_words(self) -> str:
+    def __str__(self) -> str:
         """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
         beside = {"floor": self.floor, "copier": self.copier}
@@ -386,6 +386,10 @@ class EvaluationRecord(JSONRecord):
     likelihood: dict[str, LikelihoodRecord]
     environment: EnvironmentRecord
     notes: Annotated[tuple[str, ...], Remark("to be read with the figures")]
+
+    def in_words(self) -> list[str]:
+        """The figures but for standard deviations, such as `fid/out 15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
+        return [f"{name} {figure}" for name, figure in self.figures.items() if "_std" not in name]
 
     @property
     def verdicts(self) -> tuple[str, ...]:

@@ -67,7 +67,8 @@ def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == HELP
     training = {"fit", "validate", "test", "predict"}
     assert set(SUBCOMMANDS) == training | {
-        "evaluate", "data", "sample", "convert", "extractor", "cache", "compare", "leaderboard", "verify"
+        "evaluate", "data", "sample", "demo", "convert", "push", "extractor", "cache", "compare", "leaderboard",
+        "verify",
     }  # fmt: skip
     assert all(f"\n  {name} " in HELP for name in SUBCOMMANDS)
 
