@@ -272,14 +272,14 @@ example
 """
 
 VERIFY = f"""\
-usage: lightning-vfs verify RECORD (--ckpt_path FILE|last | --pretrained FOLDER) [options]
+usage: lightning-vfs verify RECORD (--ckpt_path FILE | --pretrained FOLDER) [options]
 
 Generate a sample of an evaluation's images again, and say whether they are those that the record (fid.json)
 describes: identical, or different by no more than rounding. If not, the exit status is 1. Figures are not computed
 again: use evaluate and compare for that.
 
 model
-  --ckpt_path FILE|last     a checkpoint; last is the newest in the working folder
+  --ckpt_path FILE          a checkpoint
   --pretrained FOLDER|ID    a folder that convert wrote, or a model of the Hugging Face hub
   --autoencoder FOLDER      of a model of latents, if it is not where it was in training
 
