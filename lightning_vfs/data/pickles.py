@@ -124,7 +124,7 @@ def read_pickle(file: BinaryIO, source: object) -> Any:
     """
     try:
         for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name in ("PUT", "LONG_BINPUT") and argument > MOST_VALUES:
+            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MOST_VALUES:
                 raise ValueError(f"it numbers a value {argument:,}, and {MOST_VALUES:,} is the most")
         file.seek(0)
         return _plain(_Unpickler(file, encoding="latin1").load())
