@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_vfs.data.mini_imagenet import MiniImageNetSets
     from lightning_vfs.data.module import SetDataModule
     from lightning_vfs.data.omniglot import OmniglotSets
+    from lightning_vfs.data.pictures import sample_grid, save_png, to_image
     from lightning_vfs.data.sets import SetBatch
     from lightning_vfs.data.tables import TableSets
 
@@ -36,6 +37,9 @@ _HOMES = {
     "TableSets": "tables",
     "SetDataModule": "module",
     "load_support": "folders",
+    "sample_grid": "pictures",
+    "save_png": "pictures",
+    "to_image": "pictures",
 }
 
 __all__ = [
@@ -53,6 +57,9 @@ __all__ = [
     "SetDataModule",
     "TableSets",
     "load_support",
+    "sample_grid",
+    "save_png",
+    "to_image",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

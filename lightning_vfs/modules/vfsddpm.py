@@ -31,6 +31,7 @@ from lightning_vfs.core.trust import reading
 from lightning_vfs.data.images import to_float
 from lightning_vfs.modules.contracted import SetContractModule, images_of
 from lightning_vfs.modules.declared import check_declared_size
+from lightning_vfs.modules.latent_cache import LatentType, check_cache_latents, take_cached_latents
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -41,6 +42,7 @@ from lightning_vfs.modules.noise import (
     indexed_uniform,
     sample_keys,
 )
+from lightning_vfs.modules.sharing import push
 from lightning_vfs.training.averaging import averaging_of
 from lightning_vfs.training.blocks import NetworkBlock
 from lightning_vfs.training.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -51,6 +53,7 @@ from lightning_vfs.training.device import (
     set_memory_format,
 )
 from lightning_vfs.training.logged_steps import logs_now, total_steps
+from lightning_vfs.training.model_card import CardText, Evaluated
 from lightning_vfs.training.nonfinite import SetLosses, StepGuard
 from lightning_vfs.training.optimizer import (
     OptimizerConfig,
@@ -91,6 +94,9 @@ class VFSDDPM(SetContractModule):
             `torch.set_float32_matmul_precision`; by default `high` on CUDA, and torch's own setting elsewhere.
         channels_last: keep the UNets' weights in the memory format in which convolutions on CUDA are fastest; by
             default only on CUDA.
+        cache_latents: for models of latents: encode all images of a SetDataModule once, and keep the latents in its
+            cache as `float32`, which trains as encoding in every step does, or as `bfloat16`, in half the space. Splits
+            whose images are augmented are encoded in every step. By default nothing is kept.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -106,6 +112,7 @@ class VFSDDPM(SetContractModule):
         skip_nonfinite: bool = False,
         float32_matmul_precision: MatmulPrecision | None = None,
         channels_last: bool | None = None,
+        cache_latents: LatentType | None = None,
     ) -> None:
         super().__init__(config if isinstance(config, VFSConfig) else VFSConfig.from_dict(config))
         self.optimizer_config = (
@@ -114,6 +121,7 @@ class VFSDDPM(SetContractModule):
         if on_set_size_mismatch not in ("error", "adapt"):
             raise ConfigError(f"on_set_size_mismatch is {on_set_size_mismatch!r}; allowed: 'error', 'adapt'.")
         check_matmul_precision(float32_matmul_precision)
+        check_cache_latents(cache_latents, self.config)
         self.on_set_size_mismatch = on_set_size_mismatch
         self._guard = StepGuard(skip_nonfinite)
         self._set_losses: SetLosses | None = None
@@ -134,6 +142,7 @@ class VFSDDPM(SetContractModule):
                 "skip_nonfinite": skip_nonfinite,
                 "float32_matmul_precision": float32_matmul_precision,
                 "channels_last": channels_last,
+                "cache_latents": cache_latents,
             }
         )
 
@@ -174,6 +183,7 @@ class VFSDDPM(SetContractModule):
             ConfigError: the trainer's strategy or precision is not supported, it averages weights twice, or a folder of
                 the run is a URL or cannot be written.
             ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
+            ConfigError, DataError: latents cannot be cached.
         """
         _ = self.autoencoder
         strategy = self.trainer.strategy
@@ -188,6 +198,8 @@ class VFSDDPM(SetContractModule):
             self.double()
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
+        if self.hparams["cache_latents"] and self.autoencoder is not None:
+            take_cached_latents(self.trainer, self.autoencoder, self.hparams["cache_latents"], stage)
 
     def use_device(self, device: torch.device) -> None:
         """Set what is fastest on the device that the model will run on: see the last two options of the class."""
@@ -340,7 +352,7 @@ class VFSDDPM(SetContractModule):
             t, weight = (uniform * self.config.diffusion.timesteps).long(), None
         else:
             t, weight = sampler.draw(uniform)
-        latents = self.latents(x_set) if self.config.latent.autoencoder else None
+        latents = self._latents_of(batch, x_set) if self.config.latent.autoencoder else None
         compiled = self.training and self.hparams["compile"] and not is_sharded(self)
         losses = self._compiled_losses if compiled else self.losses
         loss, kl = losses(x_set, t, latents=latents, label=label, **self._random_numbers(x_set.shape[1], index))
@@ -352,6 +364,11 @@ class VFSDDPM(SetContractModule):
             self._set_losses = SetLosses(index, t, total.detach(), named)
         loss = loss.mean() if weight is None else (weight * loss).mean()
         return loss if kl is None else loss + self.config.encoder.kl_weight * kl.mean()
+
+    def _latents_of(self, batch: Any, x_set: Tensor) -> Tensor:
+        """Latents of a batch's sets: those that came with it, unless it was subsampled, or encoded now."""
+        given = batch.get("latents") if isinstance(batch, dict) else None
+        return self.latents(x_set) if given is None or given.shape[:2] != x_set.shape[:2] else given.float()
 
     def _random_numbers(self, n: int, index: Tensor) -> dict[str, Tensor]:
         """What `losses` draws of sets of n images, by their global indices (b,)."""
@@ -460,14 +477,40 @@ class VFSDDPM(SetContractModule):
         return model
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> VFSDDPM:
-        """Model of a folder with `model.safetensors` and `config.json`, or of a Hugging Face hub id; in eval mode.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> VFSDDPM:
+        """Model of a folder, of the package, or of the Hugging Face hub; in eval mode. No code from the hub is run.
+
+        Args:
+            name: a folder with `model.safetensors` and `config.json`; `glyphs`, the model that comes with the package;
+                or an id of the hub, `user/model` or `user/model@revision`.
+            revision: branch, tag or commit on the hub.
+            token: for a private model; by default that of `hf auth login`.
+            cache_dir: of what is downloaded; by default the hub client's.
+            force_download: download again what the cache has.
+            local_files_only: ask no server.
 
         Raises:
-            CheckpointError: there is no such folder, or it does not hold a lightning_vfs model.
+            ConfigError: a revision of a model that is not on the hub.
+            CheckpointError: there is no such model, it cannot be downloaded, or it is not a lightning_vfs model.
             UntrustedCodeError: its configuration names a class of another package that is not imported yet.
         """
-        config, state_dict = load_pretrained(name)
+        config, state_dict = load_pretrained(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         check_declared_size(config, state_dict, name)
         with reading(name):
             model = cls(config)
@@ -478,3 +521,42 @@ class VFSDDPM(SetContractModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into a folder, which is made if necessary."""
         save_pretrained(self.config, self.state_dict(), folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        record: Evaluated | None = None,
+        picture: Tensor | str | Path | None = None,
+        description: str | None = None,
+        data: str | None = None,
+        license: str | None = None,
+        commit_message: str = "Push model using lightning_vfs.",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Share the model on the Hugging Face hub: weights, configuration, and a card; returns the commit's URL.
+
+        Args:
+            repo_id: such as `user/model`; the repository is made if necessary.
+            record: of the model's evaluation, `EvaluationRecord.read("fid.json")`, for the card's figures.
+            picture: generated images for the card, a PNG file such as the `grid.png` of `lightning-vfs sample`, or
+                uint8 (1 or 3, H, W).
+            description: what it is and what it is for; Markdown, for the card.
+            data: what it was trained on, whose that is, under which licence; Markdown, for the card.
+            license: of the model, an identifier that the hub knows, such as `apache-2.0`.
+            commit_message: of the commit.
+            private: whether a new repository is private; by default as the account or organization says.
+            token: by default that of `hf auth login`.
+            branch: to commit to; by default the main branch.
+            create_pr: open a pull request instead of changing the branch.
+
+        Raises:
+            ConfigError: an option is not valid, or huggingface_hub is not installed.
+            CheckpointError: weights that are not finite.
+            VFSError: the hub refuses it, or cannot be reached.
+        """
+        text = CardText(description=description, data=data, license=license)
+        return push(self, repo_id, commit_message, private, token, branch, create_pr, text, record, picture)
