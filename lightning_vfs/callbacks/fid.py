@@ -58,7 +58,7 @@ class FIDCallback(Callback):
         num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         steps: timesteps that the sampler takes.
         eta: of DDIM.
         guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
