@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vfs.core import contract
@@ -56,7 +56,8 @@ from lightning_vfs.training.nonfinite import SetLosses, StepGuard
 from lightning_vfs.training.optimizer import (
     OptimizerConfig,
     apply_settings,
-    build_adamw,
+    build_optimizer,
+    check_same_optimizer,
     clip_gradients,
     gradient_norm,
     keep_implementation,
@@ -200,10 +201,16 @@ class VFSDDPM(SetContractModule):
             set_memory_format(self, device, self.hparams["channels_last"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: as `SetContractModule`; also restores state other than weights."""
+        """Before a weight is copied: as `SetContractModule`; also restores state other than weights.
+
+        Raises:
+            CheckpointError: as `SetContractModule`; or its run had another optimizer than the one that resumes it.
+        """
         super().on_load_checkpoint(checkpoint)
         averaged = "averaging_state" in checkpoint
         fitting = self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and checkpoint.get("optimizer_states"):
+            check_same_optimizer(checkpoint["hyper_parameters"].get("optimizer", {}), self.optimizer_config)
         raw = averaging_of(self.trainer) is None if fitting else self.takes_raw_weights
         if averaged and fitting and raw:
             rank_zero_warn(
@@ -427,7 +434,7 @@ class VFSDDPM(SetContractModule):
                 "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.optimizer.decay_steps."
             )
-        optimizer = build_adamw(self, config)
+        optimizer = build_optimizer(self, config)
         factor = functools.partial(warmup_cosine, warmup_steps=config.warmup_steps, decay_steps=int(decay_steps))
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -446,7 +453,7 @@ class VFSDDPM(SetContractModule):
         scheduler = self.lr_schedulers()
         # A learning rate finder has its own schedule.
         if type(self).configure_optimizers is VFSDDPM.configure_optimizers and isinstance(scheduler, LambdaLR):
-            apply_settings(cast(AdamW, self.optimizers(use_pl_optimizer=False)), scheduler, self.optimizer_config)
+            apply_settings(cast(Optimizer, self.optimizers(use_pl_optimizer=False)), scheduler, self.optimizer_config)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
