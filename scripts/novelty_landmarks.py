@@ -17,16 +17,17 @@ from torchvision.transforms.functional import affine, gaussian_blur
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.metrics import ImageFeatures
-from lightning_vfs.metrics.novelty import (
+from lightning_vfs.metrics.episode_figures import (
+    COPY_QUANTILE,
     Estimate,
-    SupportReference,
     copy_rate,
     nearest_mean_hits,
     novel_accuracy,
     share,
     support_affinity,
-    thumbnails,
 )
+from lightning_vfs.metrics.novelty import SupportReference
+from lightning_vfs.metrics.thumbnails import thumbnails
 
 SHOTS = 5
 KNOWN = {
@@ -86,7 +87,8 @@ def figures_of_landmarks(num_images: int) -> dict[str, tuple[Estimate, ...]]:
     labels, extractor = torch.from_numpy(episodes.labels), ImageFeatures("glyph-cnn")
     layer = extractor.layers["fid"]
     real, reference = extractor(images.images)[layer], SupportReference(images, episodes)
-    threshold, none = reference.threshold(), torch.zeros(num_images, dtype=torch.bool)
+    (threshold,) = reference.thresholds(COPY_QUANTILE, torch.ones(num_images, 1, dtype=torch.bool))
+    none = torch.zeros(num_images, dtype=torch.bool)
     found = {}
     for name, pixels in landmarks(images, episodes).items():
         left_out = torch.from_numpy(episodes.supports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import local_path, read_json
+from lightning_vfs.core.fingerprint import recipe_sha256, run_sha256
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
@@ -65,20 +67,27 @@ class FIDCallback(Callback):
         guidance_interval: timesteps t of the full process, low <= t < high, that are guided; all by default.
         shots: images in a support; by default as many as condition one generation in training.
         batch_size: images generated at a time.
-        feature_extractor: name in torch-fidelity's registry; `glyph-cnn` for the built-in glyphs.
+        feature_extractor: name in torch-fidelity's registry, `glyph-cnn` for the built-in glyphs, or the folder of an
+            extractor of one's own (`lightning-vfs extractor fit`).
         weights_path: the extractor's weights; default is torch-fidelity's download.
         seed: draws supports, noise and the classes to choose among.
         few_shot_way: classes that few_shot_accuracy chooses among (chance is 1 / way), or several such numbers; the
             largest is logged by the plain name, others as `few_shot_accuracy_5`. None leaves it out.
+        diversity_images: images of each of up to 200 supports whose variety is compared with that of real images, as
+            `diversity` and `diversity_pixels`, at least 2; 0 leaves the figures out.
+        fid_replicates: whether FID gets an interval, from 20 more distances; None for features of up to 512 dimensions,
+            where it takes a second.
         options: of the metrics, by torch-fidelity's names: `kid_subset_size` and so on.
         vlb_images: real images per split whose variational bound is computed, as `vlb/in` and `vlb/out` in bits per
             dimension; 0 leaves it out. A model of latents has none.
         vlb_steps: timesteps of that bound; all by default.
         save_images: folder for all images, generated and real, as PNGs that torch-fidelity's command takes.
-        record: file of the record; None is `fid.json` next to the checkpoints.
+        record: file of the record; None is `fid.json` next to the checkpoints, or `fid-v1.json` and so on where another
+            run's has that name.
 
     Attributes:
         latest: the record of the latest evaluation.
+        written: the file that it is in.
 
     Raises:
         ConfigError: an option is out of range.
@@ -107,6 +116,8 @@ class FIDCallback(Callback):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[int, int] | None = None,
         shots: int | None = None,
+        diversity_images: int = 2,
+        fid_replicates: bool | None = None,
         options: FidelityOptions = FidelityOptions(),
         vlb_images: int = 0,
         vlb_steps: int | None = None,
@@ -130,12 +141,15 @@ class FIDCallback(Callback):
             options=options,
             per_class=per_class,
             few_shot_way=few_shot_way,
+            diversity_images=diversity_images,
+            fid_replicates=fid_replicates,
             vlb_images=vlb_images,
             vlb_steps=vlb_steps,
             seed=seed,
             save_images=None if save_images is None else local_path(save_images, "save_images"),
         )
         self.latest: EvaluationRecord | None = None
+        self.written: Path | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
@@ -202,7 +216,7 @@ class FIDCallback(Callback):
         assert self._evaluator is not None, "a trainer has to set the callback up"
         shard = RankShard(self.plan.batch_size, pl_module.device, trainer.progress_bar_callback is not None)
         weights = _model_record(trainer, pl_module)
-        path = _record_path(self.record, trainer)
+        path = _record_path(self.record, trainer, weights)
         writes = can_write(trainer, FILE_NAME, path.parent, _is_no_record(path) if trainer.is_global_zero else None)
         if self.plan.save_images is not None:
             can_write(trainer, "Images", Path(self.plan.save_images))
@@ -215,12 +229,13 @@ class FIDCallback(Callback):
                 f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
             )
         self.latest = record
-        line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
+        line = ", ".join(record.in_words())
         words = weights_in_words(trainer, pl_module)
         made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
         rank_zero_info(f"{verdict}{made}, {words}: {line}")
         if writes and self._write(record, path, trainer):
+            self.written = path
             rank_zero_info(f"Record of the evaluation: {path}")
         return figures
 
@@ -229,7 +244,7 @@ class FIDCallback(Callback):
         if trainer.is_global_zero:
             try:
                 record.write(path)
-                _tell_loggers(trainer, path)
+                _tell_loggers(trainer, record, path)
             except (EvaluationError, OSError) as error:  # the disk became full meanwhile
                 problem = str(error)
         return can_write(trainer, FILE_NAME, path.parent, problem)
@@ -243,28 +258,45 @@ def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRe
     if record.checkpoint is not None or not (fitting or averaged):
         return record
     options = {} if averaging is None else averaging.state_dict()
+    of_run = getattr(pl_module, "fingerprint", None)
     return replace(
         record,
         global_step=trainer.global_step,
         weights="averaged" if averaged else "raw",
         averaging_decay=options.get("decay"),
         averaging_warmup=options.get("warmup"),
+        run_sha256=run_sha256(of_run) if of_run else None,
+        recipe_sha256=recipe_sha256(of_run) if of_run else None,
     )
 
 
-def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer) -> Path:
+def _record_path(record: str | os.PathLike[str] | None, trainer: pl.Trainer, model: ModelRecord) -> Path:
     """The file that was asked for, or `fid.json` next to the evaluated checkpoint or those that the run writes.
 
-    All ranks call it, because Lightning broadcasts its log folder from the first rank.
+    Where the record of another run has that name, it is `fid-v1.json`, and so on. All ranks call it, because Lightning
+    broadcasts its log folder from the first rank.
     """
     if record is not None:
         return local_path(record, "record")
     if trainer.state.fn != TrainerFn.FITTING and trainer.ckpt_path is not None:
-        return Path(trainer.ckpt_path).parent / FILE_NAME
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-    folder = next((folder for folder in folders if folder), None) or trainer.log_dir or trainer.default_root_dir
-    return Path(folder) / FILE_NAME
+        folder = Path(trainer.ckpt_path).parent
+    else:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        folder = Path(next((f for f in folders if f), None) or trainer.log_dir or trainer.default_root_dir)
+    stem, suffix = Path(FILE_NAME).stem, Path(FILE_NAME).suffix
+    versions = (folder / (f"{stem}-v{version}{suffix}" if version else FILE_NAME) for version in itertools.count())
+    own = next(path for path in versions if not _is_of_another_run(path, model)) if trainer.is_global_zero else None
+    return Path(trainer.strategy.broadcast(own))  # type: ignore[arg-type]
+
+
+def _is_of_another_run(path: Path, model: ModelRecord) -> bool:
+    """Whether a file is the record of a run that is known, and is not this one."""
+    try:
+        recorded = read_json(path)["model"]["run_sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # no record, or one that does not say its run
+    return recorded is not None and recorded != model.run_sha256
 
 
 def _is_no_record(path: Path) -> str | None:
@@ -276,7 +308,9 @@ def _is_no_record(path: Path) -> str | None:
     return None if is_record else f"{path.name} is there already, and is not the record of an evaluation"
 
 
-def _tell_loggers(trainer: pl.Trainer, path: Path) -> None:
+def _tell_loggers(trainer: pl.Trainer, record: EvaluationRecord, path: Path) -> None:
+    lines = "\n".join(f"- {line}" for line in (*record.verdicts, *record.in_words()))
+    text = f"{lines}\n\n```json\n{path.read_text()}\n```"
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(FILE_NAME, f"```json\n{path.read_text()}\n```", trainer.global_step)
+            logger.experiment.add_text(FILE_NAME, text, trainer.global_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -71,6 +72,16 @@ def differences(theirs: Fingerprint, ours: Fingerprint) -> list[str]:
         for name, value in ours.items()
         if name in theirs and theirs[name] != value
     ]
+
+
+def run_sha256(of_run: Fingerprint) -> str:
+    """Hash of a run's fingerprint, in hexadecimal: equal for a run and for what it is resumed as."""
+    return hashlib.sha256(json.dumps(of_run, sort_keys=True).encode()).hexdigest()
+
+
+def recipe_sha256(of_run: Fingerprint) -> str:
+    """Hash of a fingerprint without its seed: equal for runs that repeat a training with other seeds."""
+    return run_sha256({name: value for name, value in of_run.items() if name != "seed"})
 
 
 def unknown(theirs: Fingerprint, ours: Fingerprint) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """The increment of splitmix64's counter; like the factors of its finalizer as a signed integer, which arrays take."""
 
@@ -20,3 +22,9 @@ def mix(x: Any) -> Any:
     x = (x ^ shift_right(x, 30)) * MIX[0]
     x = (x ^ shift_right(x, 27)) * MIX[1]
     return x ^ shift_right(x, 31)
+
+
+def random_bits(index: np.ndarray, column: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform uint64 for each (seed, index, column); index and column are int64 arrays that broadcast."""
+    start = mix(np.array([seed % 2**64], dtype=np.uint64).view(np.int64) + GOLDEN)
+    return mix(mix(start + index + GOLDEN) + column + GOLDEN).view(np.uint64)

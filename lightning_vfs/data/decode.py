@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from lightning_vfs.core.errors import DataError
 
 DECODING = 1
 """Version of the decoded pixels; raise it when they change."""
+
+PILLOW = ".".join(PIL.__version__.split(".")[:2])
+"""Pillow's version without its patch level, which does not change pixels."""
 
 
 FORMATS = frozenset(
@@ -25,6 +30,10 @@ FORMATS = frozenset(
 
 HEIC = frozenset([".heic", ".heif"])
 """Suffixes of what Pillow reads with the plugin pillow-heif."""
+
+
+threads = os.cpu_count()
+"""Images that are decoded at once; the processes that fetch batches set it to 1."""
 
 
 @cache
@@ -40,7 +49,7 @@ def extensions() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind in FORMATS & Image.OPEN.keys())
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: PurePath) -> bool:
     """Whether the name is that of an image, and not hidden."""
     return path.suffix.lower() in extensions() and not path.name.startswith(".")
 
@@ -54,17 +63,39 @@ def decode(path: Path, image_size: int, channels: int) -> np.ndarray:
     Raises:
         DataError: the file is not an image that Pillow reads, or damaged.
     """
+    return decode_opened(str(path), lambda: path, image_size, channels)
+
+
+def decode_opened(name: str, opened: Callable[[], Path | BinaryIO], image_size: int, channels: int) -> np.ndarray:
+    """One image that need not be a file of its own, as `decode` does.
+
+    Args:
+        name: of the image, for the message.
+        opened: a path, or its content; called once.
+        image_size, channels: as in `decode`.
+
+    Returns:
+        uint8 (channels, image_size, image_size).
+
+    Raises:
+        DataError: it is not an image that Pillow reads, or damaged.
+    """
     try:
-        with Image.open(path) as file:
+        with Image.open(opened()) as file:
             image = _as_eight_bits(ImageOps.exif_transpose(file), channels)
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise DataError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
+        raise DataError(f"{name} cannot be read as an image: {error or type(error).__name__}") from error
+    return centre_square(image, image_size)
+
+
+def centre_square(image: Image.Image, image_size: int) -> np.ndarray:
+    """The centre square of an image of 8 bits, resized: uint8 (channels, image_size, image_size)."""
     # Cropping before resizing is the same as resizing the shorter side first, for less work.
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     square = square.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(square).reshape(image_size, image_size, channels).transpose(2, 0, 1)
+    return np.asarray(square).reshape(image_size, image_size, -1).transpose(2, 0, 1)
 
 
 def decode_all(paths: Sequence[Path], image_size: int, channels: int, out: np.ndarray) -> list[DataError | None]:
@@ -78,16 +109,23 @@ def decode_all(paths: Sequence[Path], image_size: int, channels: int, out: np.nd
     Returns:
         What is wrong with each file, if anything.
     """
+    return decode_rows(lambda row: decode(paths[row], image_size, channels), out)
+
+
+def decode_rows(decode_row: Callable[[int], np.ndarray], out: np.ndarray) -> list[DataError | None]:
+    """Decode the images of all rows of `out`, uint8 (m, c, h, w), several at once; returns what `decode_all` does."""
 
     def fill(row: int) -> DataError | None:
         try:
-            out[row] = decode(paths[row], image_size, channels)
+            out[row] = decode_row(row)
         except DataError as error:
             return error
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(fill, range(len(paths))))
+    if threads == 1 or len(out) == 1:
+        return list(map(fill, range(len(out))))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(fill, range(len(out))))
 
 
 def _as_eight_bits(image: Image.Image, channels: int) -> Image.Image:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import PIL
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_vfs.core.errors import ConfigError, DataError
-from lightning_vfs.core.files import local_path, replacing
-from lightning_vfs.data.decode import DECODING, decode_all, is_image
-from lightning_vfs.data.decoded import DecodedFiles, ImageFiles, decoded_files
-from lightning_vfs.data.images import ClassImages, map_images, to_float
+from lightning_vfs.core.errors import DataError
+from lightning_vfs.core.files import local_path
+from lightning_vfs.data.decode import decode_all, is_image
+from lightning_vfs.data.decoded import ImageFiles
+from lightning_vfs.data.image_sets import FoundImages, ImageSets
+from lightning_vfs.data.images import to_float
 from lightning_vfs.data.layout import FolderLayout, contents, find_classes, no_such, printable
-from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 
 
-class UnreadableImagesWarning(UserWarning):
-    """Images that cannot be read are left out."""
-
-
-class FolderSets(SetDataModule):
+class FolderSets(ImageSets):
     """Sets of the images in a folder: one subfolder for each class, which gives the class its name.
 
     Below a class's folder every image counts, in deeper folders too, each real file once; other files and hidden ones
@@ -50,7 +46,7 @@ class FolderSets(SetDataModule):
         ConfigError: a value is not allowed.
     """
 
-    may_change = SetDataModule.may_change | {"root", "class_level", "on_unreadable"}
+    may_change = ImageSets.may_change | {"class_level"}
 
     def __init__(
         self,
@@ -59,96 +55,75 @@ class FolderSets(SetDataModule):
         on_unreadable: Literal["error", "skip"] = "error",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if on_unreadable not in ("error", "skip"):
-            raise ConfigError(f"on_unreadable is {on_unreadable!r}; allowed: 'error', 'skip'.")
+        super().__init__(on_unreadable=on_unreadable, **kwargs)
         self.root = local_path(root, "root")
         self.class_level = class_level
-        self.on_unreadable = on_unreadable
-        self._remarks: list[str] = []
-        self._contents: dict[str, Any] | None = None
 
-    def load(self) -> ClassImages | Mapping[Split, ClassImages]:
-        """All images; decoded on first use, then from the cache.
-
-        Warns:
-            UnreadableImagesWarning: images cannot be read, and `on_unreadable` is `skip`.
+    def find(self) -> FoundImages:
+        """Find the classes and their images.
 
         Raises:
-            DataError: there is no such folder, it holds no classes, an image cannot be read, or the cache cannot be
-                written.
+            DataError: there is no such folder, or it holds no classes.
         """
         layout = find_classes(self.root, self.class_level)
-        paths = [path for found in layout.classes for path in found.images]
-        files = ImageFiles(self.root, paths, self.image_size, self.channels, (DECODING, PIL.__version__))
-        decoded = decoded_files(files, self.cache_dir, rank_zero_info)
-        self._remarks = layout.remarks()
-        self._contents = _contents(layout)
-        if not decoded.readable.all():
-            self._judge_unreadable(files, decoded)
-        everything = _class_images(layout, files, decoded)
-        splits = {split for found in layout.classes if (split := found.split)}
-        if not splits:
-            return everything
-        return {
-            split: everything.select([i for i, found in enumerate(layout.classes) if found.split == split])
-            for split in SPLITS
-            if split in splits
-        }
-
-    def remarks(self) -> list[str]:
-        return self._remarks
-
-    def contents(self) -> dict[str, Any]:
-        """Classes, images, and a key of their names, files and sizes: a copy of the folder elsewhere has the same."""
-        if self._contents is None:
-            self._contents = _contents(find_classes(self.root, self.class_level))
-        return self._contents
-
-    def _judge_unreadable(self, files: ImageFiles, decoded: DecodedFiles) -> None:
-        """List what cannot be read in a file, and refuse it or say that it is left out."""
-        paths = [files.paths[row] for row in np.flatnonzero(~decoded.readable).tolist()]
-        listed = decoded.path.with_suffix(".unreadable.txt")
-        scratch = np.zeros((len(paths), files.channels, files.image_size, files.image_size), dtype=np.uint8)
-        reasons = [printable(str(error)) for error in decode_all(paths, files.image_size, files.channels, scratch)]
-        with replacing(listed) as temporary:
-            temporary.write_text("".join(f"{reason}\n" for reason in reasons))
-        found = f"{len(paths):,} of {len(files.paths):,} images cannot be read"
-        if self.on_unreadable == "error":
-            few = "\n".join(reasons[:10]) + (f"\n... and {len(reasons) - 10:,} more" if len(reasons) > 10 else "")
-            raise DataError(
-                f"{found} (listed in {listed}):\n{few}\nReplace or remove them, or leave them out with "
-                "--data.on_unreadable skip. Decoded images are kept."
-            )
-        self._remarks.append(f"Left out: {found} (listed in {listed}).")
-        rank_zero_warn(f"{found}, and are left out: {listed} lists them.", category=UnreadableImagesWarning)
+        names = FileNames(self.root, layout)
+        states = np.concatenate([found.states for found in layout.classes])
+        return FoundImages(
+            ImageFiles(root=self.root, names=names, states=states, image_size=self.image_size, channels=self.channels),
+            PrintableNames(names),
+            [found.name for found in layout.classes],
+            [len(found.images) for found in layout.classes],
+            [found.split for found in layout.classes],
+            contents_of(layout),
+            layout.remarks(),
+        )
 
 
-def _contents(layout: FolderLayout) -> dict[str, Any]:
+class FileNames(Sequence[str]):
+    """Paths below the root of all images of all classes, put together when they are asked for."""
+
+    def __init__(self, root: Path, layout: FolderLayout) -> None:
+        self._folders = [str(found.folder.relative_to(root)) for found in layout.classes]
+        self._images = [found.images for found in layout.classes]
+        self._ends = list(itertools.accumulate(map(len, self._images)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[str]:
+        for folder, images in zip(self._folders, self._images, strict=True):
+            for image in images:
+                yield f"{folder}/{image}"
+
+    def __getitem__(self, row: Any) -> Any:
+        if not 0 <= row < len(self):
+            raise IndexError(f"there are {len(self)} images; got the index {row}")
+        place = bisect.bisect_right(self._ends, row)
+        return f"{self._folders[place]}/{self._images[place][row - self._ends[place]]}"
+
+
+class PrintableNames(Sequence[str]):
+    """Names of files as text that can be printed, made when they are asked for."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: Any) -> Any:
+        return printable(self._names[row])
+
+
+def contents_of(layout: FolderLayout) -> dict[str, Any]:
+    """What a folder consists of: number of classes and images, and a hash of names and sizes."""
     sha, count = hashlib.sha256(), 0
-    for name, folder, split, images in layout.classes:
+    for name, _, split, images, states in layout.classes:
         sha.update(json.dumps([name, split, len(images)]).encode())
         count += len(images)
-        for path in images:
-            try:
-                size = path.stat().st_size
-            except OSError:
-                size = -1
-            sha.update(json.dumps([printable(str(path.relative_to(folder))), size]).encode())
+        for image, size in zip(images, states[:, 0].tolist(), strict=True):
+            sha.update(json.dumps([printable(image), max(size, -1)]).encode())
     return {"classes": len(layout.classes), "images": count, "files": sha.hexdigest()[:16]}
-
-
-def _class_images(layout: FolderLayout, files: ImageFiles, decoded: DecodedFiles) -> ClassImages:
-    """The readable images by class."""
-    labels = np.repeat(np.arange(len(layout.classes)), [len(found.images) for found in layout.classes])
-    return ClassImages(
-        map_images(decoded.path),
-        [found.name for found in layout.classes],
-        labels,
-        [printable(str(path.relative_to(files.root))) for path in files.paths],
-        decoded.path,
-        None if decoded.readable.all() else np.flatnonzero(decoded.readable),
-    )
 
 
 def support_files(paths_or_folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -172,6 +147,14 @@ def support_files(paths_or_folder: str | os.PathLike[str] | Sequence[str | os.Pa
         if not path.exists():
             raise DataError(no_such(path))
     return paths
+
+
+def draw_support(files: Sequence[Path], most: int, seed: int) -> list[Path]:
+    """As many files as a model takes: all, or `most` of them, drawn by seed, in their order."""
+    if len(files) <= most:
+        return list(files)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[:most])
+    return [files[i] for i in chosen]
 
 
 def load_support(

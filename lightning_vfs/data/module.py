@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -17,8 +18,10 @@ from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.core.seeding import global_seed
-from lightning_vfs.data.cache import default_cache_dir
-from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.augmentation import Augmentation
+from lightning_vfs.data.cache_folder import default_cache_dir, size_limit
+from lightning_vfs.data.images import ClassImages, to_float
+from lightning_vfs.data.mapped import MappedRows
 from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
 
 Split = Literal["train", "val", "test"]
@@ -34,7 +37,8 @@ class SetDataModule(LightningDataModule, ABC):
 
     A subclass loads its images in `load`. Training draws different sets in every epoch, validation and test always the
     same; they depend on the seed and the epoch, not on the number of workers or ranks. Batches are `SetBatch`: images
-    (b, n, c, h, w) in [-1, 1], label (b,), index (b,).
+    (b, n, c, h, w), label (b,), index (b,). Images travel as uint8, a quarter of the bytes, and become floats in
+    [-1, 1] on the device, before a module of the trainer sees them.
 
     Args:
         set_size: images per set (n), at least 2; classes with fewer images are left out.
@@ -49,6 +53,10 @@ class SetDataModule(LightningDataModule, ABC):
         seed: decides which sets are drawn; None takes the seed of the run (`seed_everything`).
         cache_dir: folder for decoded images; None takes the environment variable LIGHTNING_VFS_CACHE, or
             ~/.cache/lightning_vfs.
+        turned_classes: add classes turned by 90, 180 and 270 degrees, as classes of their own (`name/rot090`): `train`
+            to the training classes, `all` to those of every split. A turned class is in the split of its original.
+        augmentation: transforms of torchvision.transforms.v2 for the images of training batches, one after the other,
+            each as `{class_path: ..., init_args: {...}}`. They take and return uint8 (c, h, w). Evaluation uses none.
 
     Attributes:
         may_change: options that do not decide which sets are drawn: a run may go on with others.
@@ -72,6 +80,8 @@ class SetDataModule(LightningDataModule, ABC):
         split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
         seed: int | None = None,
         cache_dir: str | None = None,
+        turned_classes: Literal["none", "train", "all"] = "none",
+        augmentation: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.set_size = set_size
@@ -85,8 +95,13 @@ class SetDataModule(LightningDataModule, ABC):
         self.split_fractions = split_fractions
         self.seed = seed
         self.cache_dir = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+        size_limit(self.cache_dir)  # refuses one that is not a size
+        self.turned_classes = turned_classes
+        self.augmentation = augmentation
         self._check_arguments()
+        self._augment = Augmentation.of(augmentation, channels, image_size)
         self._splits: dict[Split, ClassImages] = {}
+        self._latents: dict[Split, MappedRows] = {}
 
     @abstractmethod
     def load(self) -> ClassImages | Mapping[Split, ClassImages]:
@@ -116,7 +131,9 @@ class SetDataModule(LightningDataModule, ABC):
         if not self._splits:
             loaded = self.load()
             given: Mapping[Split, ClassImages] = {"train": loaded} if isinstance(loaded, ClassImages) else loaded
-            self._splits = self._without_small_classes(self._complete(given))
+            splits = self._without_small_classes(self._complete(given))
+            turned = {"none": (), "train": ("train",), "all": SPLITS}[self.turned_classes]
+            self._splits = {name: images.with_turned() if name in turned else images for name, images in splits.items()}
 
     def split(self, name: Split) -> ClassImages:
         """Images of one split; works without a trainer too.
@@ -157,6 +174,15 @@ class SetDataModule(LightningDataModule, ABC):
         """The test sets."""
         return self._loader("test")
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Scale uint8 images to [-1, 1] on the device, in the trainer's precision; other batches stay as they are."""
+        if isinstance(batch, dict) and getattr(batch.get("images"), "dtype", None) == torch.uint8:
+            images = to_float(batch["images"])
+            if self.trainer is not None:
+                images = self.trainer.precision_plugin.convert_input(images)
+            return {**batch, "images": images}
+        return batch
+
     def describe(self) -> str:
         """Classes and images of every split, and what a set is, in a line; then a line for each remark."""
         self.setup()
@@ -193,7 +219,34 @@ class SetDataModule(LightningDataModule, ABC):
 
     def _loader(self, name: Split) -> SetLoader:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return SetLoader(self._sampler(name), self.num_workers, pin_memory=on_cuda)
+        return SetLoader(
+            self._sampler(name),
+            self.num_workers,
+            pin_memory=on_cuda,
+            augment=self._augment if self.is_augmented(name) else None,
+            latents=self._latents.get(name),
+        )
+
+    def is_augmented(self, name: Split) -> bool:
+        """Whether the images of a split's batches are changed."""
+        return name == "train" and self._augment is not None
+
+    def use_latents(self, name: Split, latents: MappedRows) -> None:
+        """Deliver latents with the images of a split's batches, from now on.
+
+        Args:
+            name: a split that no augmentation changes.
+            latents: of all its images, in their order.
+
+        Raises:
+            ConfigError: the split's images are changed, or are not as many.
+        """
+        if self.is_augmented(name) or len(latents) != len(self.split(name)):
+            raise ConfigError(
+                f"Latents of {len(latents)} images are not those of the split {name}, which has "
+                f"{len(self.split(name))}{', changed by augmentation' if self.is_augmented(name) else ''}."
+            )
+        self._latents[name] = latents
 
     def _sampler(self, name: Split) -> SetSampler:
         trainer, training = self.trainer, name == "train"
@@ -253,6 +306,8 @@ class SetDataModule(LightningDataModule, ABC):
             check_whole_number(name, getattr(self, name), minimum)
         if self.channels not in (1, 3):
             raise ConfigError(f"channels is {self.channels!r}; allowed: 1 (grey) or 3 (RGB).")
+        if self.turned_classes not in ("none", "train", "all"):
+            raise ConfigError(f"turned_classes is {self.turned_classes!r}; allowed: 'none', 'train', 'all'.")
         shares = self.split_fractions
         if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ConfigError(

@@ -24,10 +24,12 @@ class JSONRecord:
     Attributes:
         SCHEMA: version of its fields.
         SINCE: fields by the schema that they came with: a record of an earlier one is read with None for them.
+        OPTIONAL: fields that a record of any schema is read with None for, if it lacks them.
     """
 
     SCHEMA = 1
     SINCE = dict[int, tuple[str, ...]]()  # noqa: RUF012 (no annotation: hints are fields)
+    OPTIONAL = tuple[str, ...]()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that any JSON can hold, with `schema`; numbers that are not finite become strings (`NaN`)."""
@@ -51,6 +53,7 @@ class JSONRecord:
         problems = _Problems([], [], [])
         parts = {name: value for name, value in values.items() if name != "schema"}
         later = [path for schema, paths in cls.SINCE.items() if schema > found for path in paths]
+        later += cls.OPTIONAL
         record: Self = _parsed(cls, _completed(parts, later), "", problems)
         if any(problems):
             kinds = {"missing": problems.missing, "not known": problems.unknown, "of another type": problems.wrong}

@@ -29,9 +29,9 @@ from lightning_vfs.evaluation.record import (
 )
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
-from lightning_vfs.metrics import glyph_cnn
+from lightning_vfs.metrics import extractor_folder, glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
-from lightning_vfs.metrics.novelty import TrainingReference
+from lightning_vfs.metrics.training_images import TrainingReference
 from lightning_vfs.training.device import memory_format
 from lightning_vfs.training.nonfinite import why_not_finite
 from lightning_vfs.training.ranks import gather_objects
@@ -45,6 +45,9 @@ OWN_PRECISION = {
     torch.float64: "64-true", torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"
 }  # fmt: skip
 """Of a model's weights, in the words of Lightning's Trainer, as those of `AUTOCAST` are."""
+
+PIXEL_FIGURES = ("vlb", "support_affinity", "copy_rate", "train_copy_rate", "diversity_pixels")
+"""Figures that no extractor takes part in."""
 
 
 def evaluate(
@@ -127,6 +130,11 @@ class Evaluator:
             )
             warnings.warn(note, stacklevel=3)
             self.notes += (note,)
+        if self.features is not None and self.features.card is not None:
+            unseen = data.split("test").class_names if "out" in self.splits else ()
+            for note in extractor_folder.remarks(self.features.card, unseen, data.channels):
+                warnings.warn(note, stacklevel=3)
+                self.notes += (note,)
         for evaluation in self.splits.values():
             evaluation.ways = self.ways
 
@@ -218,7 +226,7 @@ class Evaluator:
             splits={name: result.record for name, result in results.items()},
             sampling=self._sampling_record(model, shots, precision),
             features=self._features_record(),
-            metrics=_metrics_record(self.plan, self.ways),
+            metrics=_metrics_record(self.plan, self.ways, shots),
             likelihood={name: result.likelihood for name, result in results.items() if result.likelihood is not None},
             environment=_environment_record(shard),
             notes=self.notes + tuple(note for result in results.values() for note in result.notes),
@@ -227,9 +235,9 @@ class Evaluator:
 
     def _figure_name(self, figure: str, split: str) -> str:
         """The name that a split's figure is recorded and logged under."""
-        if figure in ("vlb", "support_affinity", "copy_rate", "train_copy_rate"):  # of pixels alone
+        if figure in PIXEL_FIGURES:
             return f"{figure}/{split}"
-        name = self.plan.feature_extractor
+        name = self.plan.feature_extractor if self.features is None else self.features.name
         extractor = "" if name == INCEPTION else f"[{name}]"
         if figure.startswith("class/"):
             return f"fid{extractor}/{figure}"
@@ -268,7 +276,7 @@ class Evaluator:
         )
 
 
-def _metrics_record(plan: EvaluationPlan, ways: tuple[int, ...]) -> MetricsRecord:
+def _metrics_record(plan: EvaluationPlan, ways: tuple[int, ...], shots: int | None) -> MetricsRecord:
     options, kid, isc = plan.options, "kid" in plan.metrics, "isc" in plan.metrics
     gamma = "1 / d" if options.kid_kernel_poly_gamma is None else options.kid_kernel_poly_gamma
     kernel = f"({gamma} x.y + {options.kid_kernel_poly_coef0}) ^ {options.kid_kernel_poly_degree}"
@@ -282,6 +290,7 @@ def _metrics_record(plan: EvaluationPlan, ways: tuple[int, ...]) -> MetricsRecor
         few_shot_way=max(ways, default=None),
         kid_kernel=kernel if kid else None,
         isc_order=order if isc else None,
+        diversity_images=plan.diversity_images if plan.metrics and shots and plan.diversity_images else None,
     )
 
 

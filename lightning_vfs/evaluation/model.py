@@ -16,6 +16,7 @@ from torch import nn
 from lightning_vfs.core import contract, requests
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import file_sha256
+from lightning_vfs.core.fingerprint import KEY, recipe_sha256, run_sha256
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.trust import reading
 from lightning_vfs.data.module import SetDataModule
@@ -82,7 +83,7 @@ def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -
         VFSError: the file cannot be read.
     """
     if checkpoint is None:
-        sha256, options = None, {}
+        sha256, options, of_run = None, {}, None
         # `origin` reads such as "averaged weights of step 400".
         kind, _, step = (getattr(model, "origin", None) or "").rpartition("weights of step ")
         averaged, global_step = kind == "averaged ", int(step) if step.isdigit() else None
@@ -91,6 +92,7 @@ def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -
         with reading(checkpoint):
             state = load_torch_file(checkpoint)
             options = dict(state.get("callbacks", {}).get(EMACallback.__qualname__, {}))
+        of_run = state.get(KEY)
         averaged = "averaging_state" in state and not getattr(model, "takes_raw_weights", False)
         global_step = state.get("global_step")
     return ModelRecord(
@@ -101,4 +103,6 @@ def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -
         averaging_decay=options.get("decay"),
         averaging_warmup=options.get("warmup"),
         autoencoder_sha256=model.autoencoder.weights_sha256 if model.config.latent.autoencoder else None,
+        run_sha256=run_sha256(of_run) if of_run else None,
+        recipe_sha256=recipe_sha256(of_run) if of_run else None,
     )

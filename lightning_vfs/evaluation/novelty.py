@@ -3,92 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import EvaluationError
-from lightning_vfs.data.images import ClassImages, Episodes
-from lightning_vfs.evaluation.real_images import RealImages
+from lightning_vfs.core.files import hash_of
+from lightning_vfs.evaluation.judging import EpisodeJudge
+from lightning_vfs.evaluation.landmarks import NAMES, landmark_images
 from lightning_vfs.evaluation.record import Figure
 from lightning_vfs.evaluation.shard import RankShard
-from lightning_vfs.metrics.feature_cache import cached_figures
+from lightning_vfs.evaluation.verdict import verdict
+from lightning_vfs.metrics.feature_cache import load_figures, store_figures
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
 from lightning_vfs.metrics.indexed import IndexedRows
-from lightning_vfs.metrics.novelty import (
-    COPY_QUANTILE,
-    DUPLICATE_QUANTILE,
-    SIDE,
-    Estimate,
-    Novelty,
-    SupportReference,
-    TrainingReference,
-    copy_rate,
-    nearest_mean_hits,
-    novel_accuracy,
-    share,
-    support_affinity,
-    thumbnails,
-    weighted_quantile,
-)
+from lightning_vfs.metrics.jackknife import fidelity_replicates
+from lightning_vfs.metrics.thumbnails import SIDE, thumbnails
 from lightning_vfs.training.ranks import on_first_rank
 
-FORMAT = 1
+FORMAT = 2
 """Version of the figures of real images in the cache; to be raised when the same key would give others."""
-COPIES_SUPPORT, COPIES_TRAINING = "copies its support", "copies training images"
-AFFINITY_OF_COPIES = 0.5
-ROUNDING = 1e-6  # of closeness
 
-
-class Judged(NamedTuple):
-    """What was found of the images of episodes, each (n,); NaN for episodes that take no part."""
-
-    novelty: Novelty
-    right: Tensor
-    copies: Tensor
-    training_copies: Tensor
-    known: Tensor
+WIDE = 512
+"""Dimensions of features up to which FID's replicates cost next to nothing."""
+BATCH = 256
+"""Images of a landmark made at a time."""
 
 
 class SplitNovelty:
-    """Novelty of the images of one split's episodes.
+    """Novelty of the images of one split's episodes, and the figures of images that are made of the supports alone.
 
     Args:
-        images: the split.
-        episodes: their supports; of one image, which no figure shows, for a model that takes none.
-        shots: images in a support; None for a model that takes none.
-        real: the real images that class means are made of.
-        layer: of the features that class means are made of.
-        training: the images that the model was trained on; None leaves train_copy_rate out.
-        trained_on: whether the split is that of the training images.
-        options: of the metrics, for the figures of the copier.
+        judge: of the episodes' images.
+        options: of the metrics, for the figures of the landmarks.
+        seed: draws the landmarks.
 
     Attributes:
-        baselines: figures of real images and of the copier, by name.
+        baselines: figures of real images and of landmarks, as `copier/fid`, and thresholds.
     """
 
-    def __init__(
-        self,
-        images: ClassImages,
-        episodes: Episodes,
-        shots: int | None,
-        real: RealImages,
-        layer: str,
-        training: TrainingReference | None,
-        trained_on: bool,
-        options: FidelityOptions,
-    ) -> None:
-        self.images, self.episodes, self.shots, self.real, self.layer = images, episodes, shots, real, layer
-        self.training, self.trained_on, self.options = training, trained_on, options
-        labels = torch.from_numpy(episodes.labels)
-        # Errors of a few clusters are worth nothing: episodes are the clusters there.
-        self.clusters = labels if len(labels.unique()) > 3 else torch.arange(len(labels))
-        channels = images.uint8([]).shape[1]
+    def __init__(self, judge: EpisodeJudge, options: FidelityOptions, seed: int) -> None:
+        self.judge, self.options, self.seed = judge, options, seed
+        self.images, self.episodes, self.real = judge.images, judge.episodes, judge.real
+        channels = self.images.uint8([]).shape[1]
         self._rows = IndexedRows({"thumbs": (channels, SIDE, SIDE), "training": ()})
-        self._reference: SupportReference | None = None
         self.baselines: dict[str, float] | None = None
 
     # -- generated images ----------------------------------------------------------------------------------------------
@@ -101,125 +63,116 @@ class SplitNovelty:
     def update(self, pixels: Tensor, broken: Tensor, index: Tensor) -> None:
         """Add images uint8 (n, c, h, w) by global sample index (n,); those that are `broken` were not finite."""
         thumbs = thumbnails(pixels).masked_fill(broken.cpu()[:, None, None, None], math.nan)
-        distances = self._nearest(thumbs)
+        distances = self.judge.nearest(thumbs)
         self._rows.update({"thumbs": thumbs, "training": distances.float()}, index)
 
-    def _nearest(self, thumbs: Tensor, images: np.ndarray | None = None) -> Tensor:
-        """Distance from training images; `images` are the split's own, which leave themselves out."""
-        if self.training is None:
-            return torch.full((len(thumbs),), math.inf, dtype=torch.float64)
-        own = None if images is None or not self.trained_on else self.training.rows_of(images)
-        return self.training.nearest(thumbs, own)
+    # -- real images and landmarks -------------------------------------------------------------------------------------
 
-    # -- real images ---------------------------------------------------------------------------------------------------
+    def take_real_images(
+        self, shard: RankShard, accuracies: Callable[[Tensor], dict[str, float]], content: Mapping[str, Any]
+    ) -> None:
+        """Find the thresholds, and the figures of real images and of the landmarks, once. Collective.
 
-    @property
-    def reference(self) -> SupportReference:
-        """Supports and classes, as first asked for."""
-        if self._reference is None:
-            self._reference = SupportReference(self.images, self.episodes)
-        return self._reference
-
-    def take_real_images(self, shard: RankShard) -> None:
-        """Find the thresholds, and the figures of real images and of the copier, once. Collective."""
+        Args:
+            shard: what this rank does of it.
+            accuracies: other figures, by name, of the features (n, d) of images of the episodes.
+            content: what those depend on, as plain values.
+        """
+        if self.baselines is not None:
+            return
+        self.real.features(shard)
+        training = self.judge.training
+        key = self.real.describe(self.options) | {"novelty": FORMAT, "shots": self.judge.shots, **content}
+        key |= {"layer": self.judge.layer, "training": None if training is None else training.sha256}
+        key |= {"in": self.judge.trained_on, "classes": hash_of(*self.images.class_names)}
+        with shard.timing("distance"):
+            self.baselines = on_first_rank(lambda: load_figures(key))
         if self.baselines is None:
-            targets, first = self.episodes.targets, self.episodes.supports[:, 0]
-            self.target_features, self.copier_features = self.real.features_at([targets, first], shard)
-            content = self.real.describe(self.options) | {"novelty": FORMAT, "shots": self.shots, "layer": self.layer}
-            content |= {"training": None if self.training is None else self.training.sha256, "in": self.trained_on}
+            features = self._features_of_landmarks(shard)
             with shard.timing("distance"):
-                self.baselines = on_first_rank(lambda: cached_figures(content, self._compute_baselines))
+                self.baselines = on_first_rank(lambda: self._compute_baselines(features, accuracies))
+                if shard.rank == 0:
+                    store_figures(key, self.baselines)
 
-    def _compute_baselines(self) -> dict[str, float]:
-        targets, supports = self.episodes.targets, self.episodes.supports
-        found = {"threshold": self.reference.threshold()} if (self.reference.others >= 0).any() else {}
-        if self.training is not None and found:
-            rows = np.flatnonzero(self.reference.others >= 0)
-            others = self.reference.others[rows]
-            near = self._nearest(thumbnails(self.images.uint8(others)), others) / self._scales[rows]
-            weights = torch.ones_like(near)
-            found["training_threshold"] = weighted_quantile(near, weights, COPY_QUANTILE)
-            found["known_threshold"] = weighted_quantile(near, weights, DUPLICATE_QUANTILE)
-        shown = {}
-        for name, indices, features in (
-            ("real", targets, self.target_features), ("copier", supports[:, 0], self.copier_features)
-        ):  # fmt: skip
-            thumbs = thumbnails(self.images.uint8(indices))
-            real = name == "real"
-            distances = self._nearest(thumbs, indices if real else None)
-            shown[name] = self._estimates(self._judged(thumbs, distances, features[self.layer], found, real))
-        mean = sum(thumbnails(self.images.uint8(column)) for column in supports.T) / supports.shape[1]
-        if (of_mean := support_affinity(self.reference.novelty(mean), self.clusters)) and self.shots:
-            found["mean/support_affinity"] = of_mean.value
-        found |= {f"{kind}/{name}": e.value for kind, each in shown.items() for name, e in each.items()}
-        return found | ({} if self.shots is None else self._copier_distances())
-
-    def _copier_distances(self) -> dict[str, float]:
-        """Figures of fidelity of the first support images."""
-        found: dict[str, float] = {}
-        assert self.real.extractor is not None
-        for metric, layer in self.real.extractor.layers.items():
-            first, real = self.copier_features[layer], self.real.kept_features[layer]
-            try:
-                check_enough([metric], len(first), len(real), self.options)
-            except EvaluationError:
-                continue
-            figures = fidelity_figures(metric, first, real, self.options)
-            found |= {f"copier/{name}": figures[name] for name in FIGURES[metric]}
+    def _features_of_landmarks(self, shard: RankShard) -> dict[str, dict[str, Tensor]]:
+        """Features by layer of the targets and of each landmark."""
+        names = NAMES if self.judge.shots else ()
+        known = {"real": self.episodes.targets} | ({"copier": self.episodes.supports[:, 0]} if names else {})
+        with shard.timing("features"):
+            found = dict(zip(known, self.real.features_at(list(known.values()), shard), strict=True))
+            for name in names:
+                if name not in found:
+                    make, shown = partial(self._landmark, name), name.replace("_", " ")
+                    found[name] = self.real.features_of(make, len(self.episodes), shard, shown)
         return found
 
-    @property
-    def _scales(self) -> Tensor:
-        return self.reference.scales[torch.from_numpy(self.episodes.labels)]
+    def _landmark(self, name: str, rows: np.ndarray) -> Tensor:
+        """Images uint8 (n, c, h, w) of some episodes (n,)."""
+        if name == "real":
+            return self.images.uint8(self.episodes.targets[rows])
+        return landmark_images(name, self.images, self.episodes, rows, self.seed)
+
+    def _compute_baselines(
+        self, features: Mapping[str, Mapping[str, Tensor]], accuracies: Callable[[Tensor], dict[str, float]]
+    ) -> dict[str, float]:
+        thresholds = self.judge.thresholds()
+        found = dict(thresholds)
+        for name, by_layer in features.items():
+            real, rows = name == "real", np.array_split(np.arange(len(self.episodes)), -(-len(self.episodes) // BATCH))
+            thumbs = torch.cat([thumbnails(self._landmark(name, batch)) for batch in rows])
+            distances = self.judge.nearest(thumbs, self.episodes.targets if real else None)
+            judged = self.judge.judged(thumbs, distances, by_layer[self.judge.layer], thresholds, real)
+            figures = {figure: estimate.value for figure, estimate in self.judge.estimates(judged).items()}
+            if not real:
+                figures |= self._fidelity(by_layer) | accuracies(by_layer[self.judge.layer])
+            if "prc" in self.real.layers:
+                balls = self.judge.precision_recall(by_layer, self.options.prc_neighborhood, real, replicates=False)
+                figures |= {figure: values[0] for figure, values in balls.items() if figure.startswith("novel")}
+            found |= {f"{name}/{figure}": value for figure, value in figures.items() if math.isfinite(value)}
+        return found
+
+    def _fidelity(self, features: Mapping[str, Tensor]) -> dict[str, float]:
+        """Figures of fidelity of a landmark."""
+        found: dict[str, float] = {}
+        for metric, layer in self.real.layers.items():
+            made, real = features[layer], self.real.kept_features[layer]
+            try:
+                check_enough([metric], len(made), len(real), self.options)
+            except EvaluationError:
+                continue
+            figures = fidelity_figures(metric, made, real, self.options)
+            found |= {name: figures[name] for name in FIGURES[metric]}
+        return found
+
+    def replicates(self, features: Mapping[str, Tensor], of_fid: bool | None) -> dict[str, list[float]]:
+        """Figures of fidelity of generated images and their replicates, 1 + G numbers by name.
+
+        Args:
+            features: (n, d) by layer, on the CPU.
+            of_fid: whether FID's are computed; None where features have at most `WIDE` dimensions.
+        """
+        found: dict[str, list[float]] = {}
+        for metric, layer in self.real.layers.items():
+            made, real = features[layer], self.real.kept_features[layer]
+            if metric == "prc":
+                found |= self.judge.precision_recall(features, self.options.prc_neighborhood)
+            elif metric != "fid" or (made.shape[1] <= WIDE if of_fid is None else of_fid):
+                several = fidelity_replicates(metric, made, real, self.judge.groups, self.options)
+                found |= {name: [math.nan, *values] for name, values in several.items()}
+        return found if self.judge.shots else {n: v for n, v in found.items() if not n.startswith("novel")}
+
+    def landmarks(self, name: str) -> dict[str, float | None]:
+        """The value of a figure for each landmark, as fields of `Figure`."""
+        found = self.baselines or {}
+        return {landmark: found.get(f"{landmark}/{name}") for landmark in NAMES}
 
     # -- figures -------------------------------------------------------------------------------------------------------
-
-    def _judged(
-        self, thumbs: Tensor, distances: Tensor, features: Tensor, thresholds: Mapping[str, float], real: bool = False
-    ) -> Judged:
-        novelty = self.reference.novelty(thumbs, leave_targets_out=real)
-        left_out = self.episodes.supports if self.shots else np.empty((len(thumbs), 0), dtype=np.int64)
-        if real:
-            left_out = np.concatenate([left_out, self.episodes.targets[:, None]], axis=1)
-        near, nothing = distances.double() / self._scales, torch.full_like(novelty.hits, math.nan)
-        copies = training_copies = nothing
-        known = torch.zeros(len(thumbs), dtype=torch.bool)
-        if "threshold" in thresholds:
-            copies = (novelty.closeness <= thresholds["threshold"] + ROUNDING).double()
-            copies = copies.masked_fill(novelty.hits.isnan(), math.nan)
-        if "training_threshold" in thresholds:
-            training_copies = (near <= thresholds["training_threshold"] + ROUNDING).double()
-            training_copies = training_copies.masked_fill(self._scales.isnan(), math.nan)
-            known = near <= thresholds["known_threshold"] + ROUNDING
-        right = nearest_mean_hits(
-            features,
-            torch.from_numpy(self.episodes.labels),
-            self.real.kept_features[self.layer],
-            self.real.labels,
-            torch.from_numpy(self.real.positions(left_out)),
-        )
-        return Judged(novelty, right, copies, training_copies, known)
-
-    def _estimates(self, judged: Judged) -> dict[str, Estimate]:
-        """Figures by name, of those that have episodes; without a support, those that need none."""
-        found = {
-            "few_shot_accuracy_all": share(judged.right, self.clusters),
-            "train_copy_rate": copy_rate(judged.training_copies, self.clusters),
-        }
-        if self.shots is not None:
-            found |= {
-                "novel_accuracy": novel_accuracy(judged.right, judged.novelty, judged.known, self.clusters),
-                "support_affinity": support_affinity(judged.novelty, self.clusters),
-                "copy_rate": copy_rate(judged.copies, self.clusters),
-            }
-        return {name: estimate for name, estimate in found.items() if estimate is not None}
 
     def figures(self, features: Tensor) -> tuple[dict[str, Figure], dict[str, Any]]:
         """Figures of the generated images whose features (n, d) these are, and their part of the split's record.
 
         Collective; equal on all ranks.
         """
-        assert self.baselines is not None
         rows = self._rows.compute()
         self._rows.reset()
         self._rows.cpu()
@@ -227,8 +180,8 @@ class SplitNovelty:
 
     def _figures(self, thumbs: Tensor, distances: Tensor, features: Tensor) -> tuple[dict[str, Figure], dict[str, Any]]:
         assert self.baselines is not None
-        judged = self._judged(thumbs, distances, features, self.baselines)
-        estimates = self._estimates(judged)
+        judged = self.judge.judged(thumbs, distances, features, self.baselines)
+        estimates = self.judge.estimates(judged)
         classes = len(self.real.labels.unique())
         figures = {
             name: Figure(
@@ -236,55 +189,25 @@ class SplitNovelty:
                 self.baselines.get(f"real/{name}"),
                 (len(self.episodes),) * 2 if f"real/{name}" in self.baselines else None,
                 1 / classes if name == "few_shot_accuracy_all" else None,
-                self.baselines.get(f"copier/{name}") if self.shots else None,
-                None if math.isnan(estimate.error) else estimate.error,
-            )
+                **self.landmarks(name),
+            ).with_replicates(estimate.replicates)
             for name, estimate in estimates.items()
         }
         finite = bool(thumbs.isfinite().all())
+        copies, training_copies = judged.copies[:, 0], judged.training_copies[:, 0]
         record: dict[str, Any] = {
-            "verdict": self._verdict(judged, estimates) if finite else None,
-            "hits_all": _string(judged.right),
+            "verdict": verdict(estimates, judged.novelty.chances, copies, training_copies) if finite else None,
+            "hits_all": _string(judged.right[:, 0]),
         }
-        if self.shots is not None:
+        if self.judge.shots is not None:
             record |= {
                 "episodes_without_reference": int(judged.novelty.hits.isnan().sum()),
                 "affinity_real": self.baselines.get("real/support_affinity"),
-                "affinity_mean_of_support": self.baselines.get("mean/support_affinity"),
+                "affinity_mean_of_support": self.baselines.get("mean_of_support/support_affinity"),
                 "affinity_hits": _string(judged.novelty.hits),
-                "copies": _string(judged.copies),
+                "copies": _string(copies),
             }
         return figures, record
-
-    def _verdict(self, judged: Judged, estimates: Mapping[str, Estimate]) -> str | None:
-        """What the figures say is copied, if the lower 95% bounds say so."""
-        said = []
-        left = judged.novelty.chances[judged.novelty.chances.isfinite()]
-        # Of an affinity at the limit; few episodes that all agree have no error of their own.
-        chance = (1 + left) / 2
-        limit = float((chance * (1 - chance)).sum().sqrt() / (1 - left).sum()) if len(left) else math.inf
-        if _above(estimates.get("support_affinity"), AFFINITY_OF_COPIES, limit) or _above(
-            estimates.get("copy_rate"), 0, _error_of_none(judged.copies)
-        ):
-            said.append(COPIES_SUPPORT)
-        if _above(estimates.get("train_copy_rate"), 0, _error_of_none(judged.training_copies)):
-            said.append(COPIES_TRAINING)
-        return " and ".join(said) or None
-
-
-def _error_of_none(copies: Tensor) -> float:
-    """Standard error of copy_rate where nothing is copied."""
-    count = int(copies.isfinite().sum())
-    return math.sqrt(COPY_QUANTILE / (1 - COPY_QUANTILE) / count) if count else math.inf
-
-
-def _above(estimate: Estimate | None, limit: float, least_error: float) -> bool:
-    """Whether the lower 95% bound of a figure is above a limit, by Student's t of its clusters."""
-    if estimate is None or estimate.groups < 2:
-        return False
-    z, freedom = 1.6449, estimate.groups - 1
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return estimate.value - t * max(estimate.error, least_error) > limit
 
 
 def _string(hits: Tensor) -> str:

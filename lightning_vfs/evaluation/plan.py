@@ -31,12 +31,17 @@ class EvaluationPlan:
         batch_size: images generated at a time; figures do not depend on it.
         metrics: of `fid`, `kid`, `isc` and `prc`; none for the variational bound alone, for which no image is
             generated and no extractor needed.
-        feature_extractor: name in torch-fidelity's registry.
+        feature_extractor: name in torch-fidelity's registry, or the folder of an extractor of one's own (`lightning-vfs
+            extractor fit`).
         weights_path: the extractor's weights; default is torch-fidelity's download.
         options: of the metrics.
         per_class: FID of every class, or of the classes named.
         few_shot_way: classes that few_shot_accuracy chooses among, or several such numbers; None leaves it out. Where
             a split has fewer, it chooses among as many as there are, and a note says so.
+        diversity_images: images of each of up to 200 supports whose variety is compared with that of real images, at
+            least 2; 0 leaves the figure out.
+        fid_replicates: whether FID gets an interval, from 20 more distances; None for features of up to 512 dimensions,
+            where it takes a second.
         vlb_images: real images per split whose variational bound is computed; 0 leaves it out.
         vlb_steps: timesteps of that bound; all by default.
         seed: draws supports, noise and the classes to choose among.
@@ -59,6 +64,8 @@ class EvaluationPlan:
     options: FidelityOptions = field(default_factory=FidelityOptions)
     per_class: bool | Sequence[str] = False
     few_shot_way: int | Sequence[int] | None = 20
+    diversity_images: int = 2
+    fid_replicates: bool | None = None
     vlb_images: int = 0
     vlb_steps: int | None = None
     seed: int = 0
@@ -67,8 +74,12 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         if not self.splits or isinstance(self.splits, str) or not set(self.splits) <= set(SPLITS):
             raise ConfigError(f"splits is {self.splits!r}; it must be a list of 'in', 'out' or both.")
-        for name, minimum in {"num_images": 2, "batch_size": 1, "vlb_images": 0}.items():
+        for name, minimum in {"num_images": 2, "batch_size": 1, "vlb_images": 0, "diversity_images": 0}.items():
             check_whole_number(name, getattr(self, name), minimum)
+        if self.diversity_images == 1:
+            raise ConfigError(
+                "diversity_images is 1, but pairs of images are compared: set it to 2 or more, or to 0 for none."
+            )
         for name, minimum in {"num_real_images": 2, "shots": 1, "vlb_steps": 1}.items():
             check_whole_number(name, getattr(self, name), minimum, or_none=True)
         if self.metrics or not self.vlb_images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from lightning_vfs.metrics.feature_cache import (
     FeatureSource,
     cached_figures,
     load_features,
-    pixels_sha256,
+    split_sha256,
     store_features,
 )
 from lightning_vfs.metrics.fidelity import FIGURES, FidelityOptions, check_enough, fidelity_figures
@@ -30,7 +30,7 @@ from lightning_vfs.training.ranks import gather_objects, on_first_rank
 MOST_REAL_IMAGES = 50_000
 """Real images of a split that generated ones are compared with, unless a number is asked for."""
 
-FLOORS_FORMAT = 1
+FLOORS_FORMAT = 2
 """Version of the floors in the cache; to be raised when the same key would give others."""
 
 RESIZE = "inside the extractor, as torch-fidelity's does"
@@ -40,7 +40,8 @@ class RealImages:
     """Real images that generated ones are compared with, and others for the floor.
 
     The floor of a figure is the same metric between two disjoint sets of real images, of the numbers of generated and
-    of real images. Where there are too few, all real images are divided in that proportion.
+    of real images. Where there are too few, all real images are divided in that proportion. Every class is divided
+    alike.
 
     Args:
         name: the split as it is called in progress bars.
@@ -78,10 +79,18 @@ class RealImages:
         if num_real_images is not None:
             self.chosen = images.episodes(num_real_images, 1, seed).targets
         left = np.setdiff1d(np.arange(len(images)), self.chosen)
-        others = np.random.default_rng((seed, 2)).permutation(left)[:num_images]
+        others = self._divided(left, min(num_images, len(left)), (seed, 2))[0]
         self._pool = np.concatenate([self.chosen, others])
         self._rows: dict[str, Tensor] | None = None
         self._floors: dict[str, float] | None = None
+
+    def _divided(self, indices: np.ndarray, size: int, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of images in two random sets, of which the first has this size, with the same share of each class."""
+        order = np.random.default_rng(seed).permutation(indices)
+        order = order[np.argsort(self.images.labels[order], kind="stable")]
+        steps = np.arange(len(order) + 1) * size // max(1, len(order))
+        first = steps[1:] > steps[:-1]
+        return order[first], order[~first]
 
     @property
     def labels(self) -> Tensor:
@@ -91,9 +100,12 @@ class RealImages:
     @cached_property
     def pixels_sha256(self) -> str:
         """SHA-256 of all images of the split, in order."""
-        size = 4096
-        everything = np.arange(len(self.images))
-        return pixels_sha256(self.images.uint8(everything[i : i + size]) for i in range(0, len(everything), size))
+        return split_sha256(self.images)
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Of the extractor, by metric; none without one."""
+        return {} if self.extractor is None else dict(self.extractor.layers)
 
     @property
     def floor_sizes(self) -> tuple[int, int]:
@@ -130,6 +142,23 @@ class RealImages:
         where = np.full(len(self.images), -1)
         where[np.concatenate([self._pool, missing])] = np.arange(len(self._pool) + len(missing))
         return [{layer: values[torch.from_numpy(where[each])] for layer, values in rows.items()} for each in wanted]
+
+    def features_of(
+        self, make: Callable[[np.ndarray], Tensor], number: int, shard: RankShard, doing: str
+    ) -> dict[str, Tensor]:
+        """Features (n, d) by layer of images that are made, on the CPU. Collective.
+
+        Args:
+            make: images uint8 (m, c, h, w) by their index (m,).
+            number: of images, n.
+            shard: what this rank does of it.
+            doing: what they are, for the progress bar.
+        """
+        assert self.extractor is not None
+        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
+        for batch in shard.batches(number, f"Evaluation: {doing}, {self.name}"):
+            gathered.update(self.extractor(make(batch).to(shard.device)), torch.from_numpy(batch))
+        return {layer: values.cpu() for layer, values in gathered.compute().items()}
 
     def positions(self, indices: np.ndarray) -> np.ndarray:
         """Of images of the split, any shape, among the chosen ones; -1 for others."""
@@ -183,12 +212,7 @@ class RealImages:
         return rows
 
     def _extracted(self, indices: np.ndarray, shard: RankShard) -> dict[str, Tensor]:
-        assert self.extractor is not None
-        gathered = IndexedRows({layer: (dim,) for layer, dim in self.extractor.dims.items()}).to(shard.device)
-        for batch in shard.batches(len(indices), f"Evaluation: real images, {self.name}"):
-            images = self.images.uint8(indices[batch]).to(shard.device)
-            gathered.update(self.extractor(images), torch.from_numpy(batch))
-        return {layer: values.cpu() for layer, values in gathered.compute().items()}
+        return self.features_of(lambda batch: self.images.uint8(indices[batch]), len(indices), shard, "real images")
 
     def _compute_floors(self, options: FidelityOptions) -> dict[str, float]:
         assert self._rows is not None and self.extractor is not None
@@ -196,8 +220,9 @@ class RealImages:
         if len(self._pool) >= self.num_images + len(self.chosen):
             sets = np.arange(len(self.chosen), len(self._pool)), np.arange(len(self.chosen))
         else:
-            order = np.random.default_rng((self.seed, 3)).permutation(len(self._pool))
-            sets = order[:first], order[first:]
+            place = np.full(len(self.images), -1)
+            place[self._pool] = np.arange(len(self._pool))
+            sets = tuple(place[each] for each in self._divided(self._pool, first, (self.seed, 3)))
         floors: dict[str, float] = {}
         for metric, layer in self.extractor.layers.items():
             one, other = (self._rows[layer][torch.from_numpy(np.sort(rows))] for rows in sets)

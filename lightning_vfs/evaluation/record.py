@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Annotated, Literal, NamedTuple
 
 from lightning_vfs.evaluation.codec import JSONRecord
+from lightning_vfs.evaluation.intervals import standard_error
 from lightning_vfs.version import __version__
 
 FILE_NAME = "fid.json"
@@ -52,7 +55,10 @@ class Figure:
         floor_images: numbers of images in these two sets, the figure's own unless there are too few real images.
         chance: what guessing gives, of an accuracy.
         copier: the same figure of the first image of every support; None if there is none.
-        standard_error: of the figure, clustered by class; None if it is not known.
+        standard_error: of the figure, clustered by class, by the jackknife of its replicates; None if it is not known.
+        mean_of_support: the same figure of the mean of every support.
+        jittered_mean: the same of that mean, rotated, scaled and shifted (`evaluation.landmarks`).
+        replicates: the figure without each group of classes in turn (`evaluation.intervals`); None if there are none.
     """
 
     value: Annotated[float, Compared()]
@@ -61,8 +67,17 @@ class Figure:
     chance: Annotated[float | None, Compared()] = None
     copier: Annotated[float | None, Compared()] = None
     standard_error: Annotated[float | None, Compared()] = None
+    mean_of_support: Annotated[float | None, Compared()] = None
+    jittered_mean: Annotated[float | None, Compared()] = None
+    replicates: Annotated[tuple[float, ...] | None, Compared()] = None
 
-    def in_words(self) -> str:
+    def with_replicates(self, replicates: Sequence[float] | None) -> Figure:
+        """The figure with these, and the standard error that follows; without them, where one is not finite."""
+        if replicates is None or math.isnan(error := standard_error(replicates)):
+            return self
+        return replace(self, standard_error=error, replicates=tuple(replicates))
+
+    def __str__(self) -> str:
         """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
         beside = {"floor": self.floor, "copier": self.copier}
@@ -82,6 +97,8 @@ class ModelRecord:
         averaging_decay: of the average, if it is known.
         averaging_warmup: whether the decay warmed up, if it is known.
         autoencoder_sha256: of the weights of the autoencoder in whose latents it diffuses; None in pixels.
+        run_sha256: of the fingerprint of the run that trained it; None where that is not known.
+        recipe_sha256: of the same without its seed: runs of one method that differ in their seeds share it.
     """
 
     checkpoint: Annotated[str | None, Remark("this is what is compared")]
@@ -91,6 +108,8 @@ class ModelRecord:
     averaging_decay: Annotated[float | None, Remark("this is a choice of training")]
     averaging_warmup: Annotated[bool | None, Remark("this is a choice of training")]
     autoencoder_sha256: Annotated[str | None, Remark("this is what is compared")]
+    run_sha256: Annotated[str | None, Remark("this is what is compared")] = None
+    recipe_sha256: Annotated[str | None, Remark("this is what is compared")] = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,7 @@ class SplitRecord:
         hits_all: hits of few_shot_accuracy_all, a 0 or 1 for each episode, `-` for one that takes no part.
         affinity_hits: likewise, whether the nearest image is one of the support.
         copies: likewise, whether copy_rate counts a copy.
+        groups: groups of classes that replicates leave out; of episodes, where there are at most 3 classes.
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
@@ -149,6 +169,7 @@ class SplitRecord:
     hits_all: Annotated[str | None, Compared()] = None
     affinity_hits: Annotated[str | None, Compared()] = None
     copies: Annotated[str | None, Compared()] = None
+    groups: Annotated[int | None, Compared()] = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +237,7 @@ class MetricsRecord:
         isc_order: order in which images are split, such as `shuffled by seed 2020`.
         prc_neighborhood: nearest neighbours of precision and recall.
         few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
+        diversity_images: images of a support that diversity compares.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
@@ -230,6 +252,7 @@ class MetricsRecord:
     ]
     kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)]
     isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)]
+    diversity_images: Annotated[int | None, Remark("diversity varies less with more images")] = None
 
 
 @dataclass(frozen=True)
@@ -298,7 +321,7 @@ class EvaluationRecord(JSONRecord):
     """
 
     # To be raised with every change of a field; and the fields that came with each schema.
-    SCHEMA = 4
+    SCHEMA = 5
     SINCE = {  # noqa: RUF012 (no annotation: hints are fields)
         2: ("model.autoencoder_sha256", "sampling.guidance_interval"),
         3: ("model.averaging_warmup", "sampling.float32_matmul_precision", "sampling.memory_format"),
@@ -313,7 +336,16 @@ class EvaluationRecord(JSONRecord):
             "splits.*.affinity_hits",
             "splits.*.copies",
         ),
+        5: ("model.run_sha256", "model.recipe_sha256"),
     }
+    # Fields that records of the present schema may lack, as versions before a release wrote them.
+    OPTIONAL = (
+        "figures.*.mean_of_support",
+        "figures.*.jittered_mean",
+        "figures.*.replicates",
+        "splits.*.groups",
+        "metrics.diversity_images",
+    )
 
     figures: dict[str, Figure]
     model: ModelRecord
@@ -325,6 +357,10 @@ class EvaluationRecord(JSONRecord):
     likelihood: dict[str, LikelihoodRecord]
     environment: EnvironmentRecord
     notes: Annotated[tuple[str, ...], Remark("to be read with the figures")]
+
+    def in_words(self) -> list[str]:
+        """The figures but for standard deviations, such as `fid/out 15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
+        return [f"{name} {figure}" for name, figure in self.figures.items() if "_std" not in name]
 
     @property
     def verdicts(self) -> tuple[str, ...]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,26 +11,24 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.files import begin_files, hash_of, local_path
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages, Episodes
-from lightning_vfs.data.pictures import save_png, to_uint8
+from lightning_vfs.data.pictures import to_uint8
+from lightning_vfs.evaluation.diversity import SplitDiversity
+from lightning_vfs.evaluation.groups import groups_of
+from lightning_vfs.evaluation.judging import EpisodeJudge
+from lightning_vfs.evaluation.likelihood import likelihood_of
 from lightning_vfs.evaluation.novelty import SplitNovelty
 from lightning_vfs.evaluation.plan import EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
+from lightning_vfs.evaluation.saved_images import SavedImages
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
-from lightning_vfs.metrics.indexed import IndexedRows
-from lightning_vfs.metrics.novelty import TrainingReference
-from lightning_vfs.training.ranks import gather_objects
-
-LISTING = "images.json"
-"""File that lists the images of an evaluation in their folder."""
-
-
-def _image_name(i: int) -> str:
-    return f"{i:06d}.png"
+from lightning_vfs.metrics.jackknife import Groups
+from lightning_vfs.metrics.training_images import TrainingReference
+from lightning_vfs.training.ranks import on_first_rank
 
 
 class SplitResult(NamedTuple):
@@ -90,9 +86,9 @@ class SplitEvaluation:
             self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
         self._real_accuracy: dict[int, float] = {}
-        self._copier_accuracy: dict[int, float] = {}
         self._training, self._novelty = training, dict[int | None, SplitNovelty]()
-        self._saves = False
+        self._diversity: SplitDiversity | None = None
+        self._saved = SavedImages(plan.save_images, name)
 
     def make_room(self, first_rank: bool) -> None:
         """Prepare the folders of images, if the plan saves them; where they cannot be written, a warning says so.
@@ -100,24 +96,7 @@ class SplitEvaluation:
         Raises:
             ConfigError: they hold images of those names that no evaluation has written; on every rank.
         """
-        taken = full = None
-        if self.plan.save_images is not None and first_rank:
-            try:
-                for kind, count in {"real": len(self.real.chosen), "generated": self.plan.num_images}.items():
-                    begin_files(self._folder(kind), LISTING, [_image_name(i) for i in range(count)])
-            except (ConfigError, OSError) as error:
-                full = str(error) if isinstance(error, OSError) or error.__cause__ else None
-                taken = None if full else str(error)
-        taken, full = gather_objects((taken, full))[0]
-        if taken:
-            raise ConfigError(taken)
-        if full and first_rank:
-            warnings.warn(f"Images are not saved: {full}", stacklevel=2)
-        self._saves = self.plan.save_images is not None and not full
-
-    def _folder(self, kind: str) -> Path:
-        assert self.plan.save_images is not None
-        return local_path(self.plan.save_images, "save_images") / self.name / kind
+        self._saved.make_room({"real": len(self.real.chosen), "generated": self.plan.num_images}, first_rank)
 
     @property
     def num_choices(self) -> int:
@@ -156,23 +135,29 @@ class SplitEvaluation:
             few_shot_accuracy.
         """
         episodes = self.episodes(shots)
+        groups, group_notes = groups_of(self.images.class_names, episodes, self.real)
         figures: dict[str, Figure] = {}
         found: dict[str, Any] = {}
-        notes: tuple[str, ...] = ()
+        notes = tuple(f"{self.name}: {note}" for note in group_notes)
         if self.plan.metrics:
             self.make_room(shard.rank == 0)
-            self._take_real_images(shard)
-            novelty = self._take_supports(episodes, shots, shard)
+            self._take_real_images(groups, shard)
+            novelty = self._take_supports(episodes, shots, groups, shard)
             self._generate_images(model, episodes, novelty, shard)
-            figures, found, notes = self._compare(episodes, novelty, shard)
-        likelihood = self._likelihood(model, episodes, shard) if self.plan.vlb_images else None
-        if likelihood is not None:
-            figures["vlb"] = Figure(likelihood.prior + sum(likelihood.terms))
-        return SplitResult(figures, self._record(episodes, shots, found), self.real.notes + notes, likelihood)
+            figures, found, more = self._compare(episodes, novelty, shard)
+            notes += more
+        likelihood = None
+        if self.plan.vlb_images:
+            conditions = partial(self._conditions, model, episodes)
+            likelihood, figures["vlb"] = likelihood_of(
+                model, conditions, self.images, episodes, self.plan, groups, shard, self.name
+            )
+        record = self._record(episodes, shots, {"groups": groups.count} | found)
+        return SplitResult(figures, record, self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
 
-    def _take_real_images(self, shard: RankShard) -> None:
+    def _take_real_images(self, groups: Groups, shard: RankShard) -> None:
         """Their features go into the metrics, and their own accuracy is found, once."""
         rows = self.real.features(shard)
         mine = np.arange(shard.rank, len(self.real.chosen), shard.world_size)
@@ -180,34 +165,42 @@ class SplitEvaluation:
         self.fidelity.to(shard.device)
         self.fidelity.update({layer: values[mine] for layer, values in rows.items()}, True, torch.from_numpy(mine))
         if self.ways and self.accuracy is None:
-            self.accuracy = FewShotAccuracy(rows[self._layer], self.real.labels, self.ways, self.plan.seed)
+            self.accuracy = FewShotAccuracy(
+                rows[self._layer], self.real.labels, self.ways, self.plan.seed, groups.classes
+            )
             self.accuracy.to(shard.device)
             for batch in shard.batches(len(self.real.chosen), f"Evaluation: accuracy of real images, {self.name}"):
                 index = torch.from_numpy(batch)
                 self.accuracy.update(rows[self._layer][index], self.real.labels[index], index, leave_one_out=True)
             self._real_accuracy = self._accuracies(self.accuracy)
-        for i in mine.tolist() if self._saves else ():
-            self._save("real", i, self.images.uint8(self.real.chosen[i]))
+        for i in mine.tolist() if self._saved.writable else ():
+            self._saved.save("real", i, self.images.uint8(self.real.chosen[i]))
 
-    def _take_supports(self, episodes: Episodes, shots: int | None, shard: RankShard) -> SplitNovelty:
+    def _take_supports(self, episodes: Episodes, shots: int | None, groups: Groups, shard: RankShard) -> SplitNovelty:
         """What generated images are to be new to, and the figures of copies of it, are found once for each `shots`."""
         if shots not in self._novelty:
-            self._novelty = {
-                shots: SplitNovelty(
-                    self.images, episodes, shots, self.real, self._layer, self._training,
-                    self.name == "train", self.plan.options,
-                )
-            }  # fmt: skip
-            self._novelty[shots].take_real_images(shard)
-            self._copier_accuracy = {}
-            if self.accuracy is not None and shots is not None:
-                copies = self._novelty[shots].copier_features[self._layer]
-                self.accuracy.reset()
-                for batch in shard.batches(len(episodes), f"Evaluation: accuracy of copies, {self.name}"):
-                    index = torch.from_numpy(batch)
-                    self.accuracy.update(copies[index], torch.from_numpy(episodes.labels[batch]), index)
-                self._copier_accuracy = self._accuracies(self.accuracy)
+            trained_on, seed = self.name == "train", self.plan.seed
+            judge = EpisodeJudge(
+                self.images, episodes, shots, self.real, self._layer, self._training, trained_on, groups
+            )
+            self._novelty = {shots: SplitNovelty(judge, self.plan.options, seed)}
+            accuracies = partial(self._accuracies_of, torch.from_numpy(episodes.labels))
+            self._novelty[shots].take_real_images(shard, accuracies, {"ways": list(self.ways)})
+            several = self.plan.diversity_images and shots is not None
+            self._diversity = SplitDiversity(judge, self.plan.diversity_images, shard) if several else None
         return self._novelty[shots]
+
+    def _accuracies_of(self, labels: Tensor, features: Tensor) -> dict[str, float]:
+        """few_shot_accuracy of an image of each episode, by name."""
+        if self.accuracy is None:
+            return {}
+        _, hits = self.accuracy.judged(features, labels, torch.arange(len(labels)))
+        shares = hits[:, :, 0].double().mean(dim=0).tolist()
+        return {self._accuracy_name(way): accuracy for way, accuracy in zip(self.ways, shares, strict=True)}
+
+    def _accuracy_name(self, way: int) -> str:
+        """few_shot_accuracy among the most classes, among fewer with their number in it."""
+        return "few_shot_accuracy" + ("" if way == max(self.ways) else f"_{way}")
 
     @property
     def _layer(self) -> str:
@@ -223,28 +216,46 @@ class SplitEvaluation:
     # -- generated images --------------------------------------------------------------------------------------------
 
     def _generate_images(self, model: Any, episodes: Episodes, novelty: SplitNovelty, shard: RankShard) -> None:
-        """One for each episode; their features go into the metrics."""
+        """One for each episode, and more of some supports; their features go into the metrics."""
         novelty.reset(shard)
         if self.accuracy is not None:
             self.accuracy.reset()
+        if self._diversity is not None:
+            self._diversity.reset(shard)
         for batch in shard.batches(len(episodes), f"Evaluation: generating, {self.name}"):
             index = torch.from_numpy(batch)
-            conditions = self._conditions(model, episodes, batch)
-            with shard.timing("generation"):
-                images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
+            pixels, features, broken = self._generated(model, episodes, batch, index, shard)
             with shard.timing("features"):
-                pixels = to_uint8(images)
-                features = self.features(pixels)
-                broken = ~images.flatten(1).isfinite().all(dim=1)
-                for rows in features.values():
-                    rows[broken] = torch.nan
                 self.fidelity.update(features, real=False, index=index)
                 if self.accuracy is not None:
                     self.accuracy.update(features[self._layer], torch.from_numpy(episodes.labels[batch]), index)
             with shard.timing("distance"):
                 novelty.update(pixels, broken, index)
-            for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saves else ():
-                self._save("generated", i, image)
+                if self._diversity is not None:
+                    self._diversity.add_episodes(features[self._layer], pixels, batch)
+            for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saved.writable else ():
+                self._saved.save("generated", i, image)
+        if self._diversity is not None:
+            for batch in shard.batches(self._diversity.more, f"Evaluation: generating for diversity, {self.name}"):
+                index = torch.from_numpy(batch) + len(episodes)
+                rows = self._diversity.episode_of(batch)
+                pixels, features, _ = self._generated(model, episodes, rows, index, shard)
+                self._diversity.add_more(features[self._layer], pixels, batch)
+
+    def _generated(
+        self, model: Any, episodes: Episodes, rows: np.ndarray, index: Tensor, shard: RankShard
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Images of some episodes (n,) with the noise of `index` (n,): uint8, their features, which are not finite."""
+        conditions = self._conditions(model, episodes, rows)
+        with shard.timing("generation"):
+            images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
+        with shard.timing("features"):
+            pixels = to_uint8(images)
+            features = self.features(pixels)
+            broken = ~images.flatten(1).isfinite().all(dim=1)
+            for values in features.values():
+                values[broken] = torch.nan
+        return pixels, features, broken
 
     def _conditions(self, model: Any, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
         """What a model is conditioned on: supports (m, shots, c, h, w), or labels (m,), or neither."""
@@ -254,41 +265,40 @@ class SplitEvaluation:
             "label": torch.from_numpy(episodes.labels[batch]) if condition == "label" else None,
         }
 
-    def _save(self, kind: str, i: int, image: Tensor) -> None:
-        folder = self._folder(kind)
-        try:
-            save_png(image, folder / _image_name(i))
-        except OSError as error:
-            warnings.warn(f"Image {i} and those that follow are not written to {folder}: {error}.", stacklevel=2)
-            self._saves = False
-
     # -- figures -----------------------------------------------------------------------------------------------------
 
     def _compare(
         self, episodes: Episodes, novelty: SplitNovelty, shard: RankShard
     ) -> tuple[dict[str, Figure], dict[str, Any], tuple[str, ...]]:
-        """All figures of the generated images that are there, with their floors; what the record adds; and notes."""
+        """All figures of the generated images that are there, with their landmarks; what the record adds; and notes."""
         floors = self.real.floors(shard, self.plan.options)
         with shard.timing("distance"):
-            figures = self._distances(floors, novelty) | self._class_distances(episodes) | self._accuracy_figures()
-            found, record = novelty.figures(self.fidelity.generated_features()[self._layer].cpu())
+            features = {layer: rows.cpu() for layer, rows in self.fidelity.generated_features().items()}
+            figures = self._distances(floors, features, novelty) | self._class_distances(episodes)
+            figures |= self._accuracy_figures(novelty)
+            found, record = novelty.figures(features[self._layer])
             figures |= found
+            if self._diversity is not None:
+                figures |= self._diversity.figures()
         notes = tuple(f"{metric} of {self.name}: {text}" for metric, text in self.fidelity.notes().items())
         self.fidelity.reset()
         self.fidelity.cpu()
         return figures, record, notes
 
-    def _distances(self, floors: Mapping[str, float], novelty: SplitNovelty) -> dict[str, Figure]:
-        sizes, others = self.real.floor_sizes, novelty.baselines or {}
-        return {
-            name: Figure(
-                float(value),
-                floors.get(name),
-                sizes if name in floors else None,
-                copier=others.get(f"copier/{name}") if novelty.shots else None,
-            )
-            for name, value in self.fidelity.compute().items()
-        }
+    def _distances(
+        self, floors: Mapping[str, float], features: Mapping[str, Tensor], novelty: SplitNovelty
+    ) -> dict[str, Figure]:
+        values = {name: float(value) for name, value in self.fidelity.compute().items()}
+        more = on_first_rank(lambda: novelty.replicates(features, self.plan.fid_replicates))
+        values |= {name: columns[0] for name, columns in more.items() if name not in values}
+        sizes = self.real.floor_sizes
+        found = {}
+        for name, value in values.items():
+            floor = floors.get(name, (novelty.baselines or {}).get(f"real/{name}"))
+            of = sizes if name in floors else None if floor is None else (self.plan.num_images,) * 2
+            figure = Figure(value, floor, of, **novelty.landmarks(name))
+            found[name] = figure.with_replicates(more[name][1:]) if name in more else figure
+        return found
 
     def _class_distances(self, episodes: Episodes) -> dict[str, Figure]:
         """FID of every class that is asked for."""
@@ -297,46 +307,17 @@ class SplitEvaluation:
         found = self.fidelity.per_class(torch.from_numpy(episodes.labels), self.real.labels, self.classes)
         return {f"class/{self.images.class_names[c]}": Figure(found[c]["fid"]) for c in self.classes}
 
-    def _accuracy_figures(self) -> dict[str, Figure]:
-        """few_shot_accuracy among the most classes by that name, among fewer with their number in it."""
+    def _accuracy_figures(self, novelty: SplitNovelty) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
         if self.accuracy is None:
             return figures
-        for way, accuracy in self._accuracies(self.accuracy).items():
-            name = "few_shot_accuracy" + ("" if way == max(self.ways) else f"_{way}")
-            real = self._real_accuracy[way]
-            copier = self._copier_accuracy.get(way)
-            figures[name] = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way, copier)
+        replicates = self.accuracy.replicates(novelty.judge.groups.generated)
+        for (way, accuracy), column in zip(self._accuracies(self.accuracy).items(), replicates, strict=True):
+            name, real = self._accuracy_name(way), self._real_accuracy[way]
+            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way, **novelty.landmarks(name))
+            figures[name] = figure.with_replicates(column)
             figures[f"{name}_real"] = Figure(real, chance=1 / way)
         return figures
-
-    # -- likelihood --------------------------------------------------------------------------------------------------
-
-    def _likelihood(self, model: Any, episodes: Episodes, shard: RankShard) -> LikelihoodRecord:
-        """Means over images of the variational bound's parts; of the first targets, conditioned as in generation."""
-        count = min(self.plan.vlb_images, len(episodes))
-        steps = self.plan.vlb_steps or model.config.diffusion.timesteps
-        parts: dict[str, tuple[int, ...]] = {
-            "prior": (), "terms": (steps,), "xstart_mse": (steps,), "eps_mse": (steps,)
-        }  # fmt: skip
-        gathered = IndexedRows(parts).to(shard.device)
-        bound = partial(model.bits_per_dim, steps=self.plan.vlb_steps, seed=self.plan.seed)
-        for batch in shard.batches(count, f"Evaluation: variational bound, {self.name}"):
-            index = torch.from_numpy(batch)
-            conditions = self._conditions(model, episodes, batch)
-            found = bound(self.images.float(episodes.targets[batch]), index=index, **conditions)
-            gathered.update({part: getattr(found, part) for part in parts}, index)
-        means: dict[str, Any] = {
-            name: rows.cpu().double().mean(dim=0).tolist() for name, rows in gathered.compute().items()
-        }
-        return LikelihoodRecord(
-            num_images=count,
-            steps=steps,
-            prior=means["prior"],
-            terms=tuple(means["terms"]),
-            xstart_mse=tuple(means["xstart_mse"]),
-            eps_mse=tuple(means["eps_mse"]),
-        )
 
     # -- record ------------------------------------------------------------------------------------------------------
 

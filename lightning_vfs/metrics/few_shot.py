@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.random_bits import GOLDEN, mix
+from lightning_vfs.core.random_bits import random_bits
 from lightning_vfs.metrics.indexed import IndexedMetric
 
 
@@ -29,6 +29,8 @@ class FewShotAccuracy(IndexedMetric):
         way: classes to choose among, at least 2; or several such numbers, for one figure each from one pass, the
             same as from separate passes.
         seed: draws the other classes.
+        groups: group of each class (classes,), from 0: `replicates` leaves them out in turn, as choices too. An image
+            whose choices are fewer then chooses among others, or among fewer where there are none.
 
     Only classes with at least 2 real images take part, so that generated and real images face the same choice; images
     of other classes are left out.
@@ -41,7 +43,12 @@ class FewShotAccuracy(IndexedMetric):
     higher_is_better = True
 
     def __init__(
-        self, real_features: Tensor, real_labels: Tensor, way: int | Sequence[int] = 20, seed: int = 0
+        self,
+        real_features: Tensor,
+        real_labels: Tensor,
+        way: int | Sequence[int] = 20,
+        seed: int = 0,
+        groups: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.way = way
@@ -58,7 +65,12 @@ class FewShotAccuracy(IndexedMetric):
         self.means = sums / counts.clamp(min=1).unsqueeze(1)
         self.counts = counts
         self.classes = torch.nonzero(counts >= 2).squeeze(1)
-        self.add_rows("hits", (len(self.ways),), torch.bool)
+        self.groups = torch.zeros(len(counts), dtype=torch.int64) if groups is None else groups.cpu()
+        # Without groups there is no column but that of the figure itself.
+        self.columns = 1 if groups is None else 2 + int(self.groups.max())
+        largest = 0 if groups is None else int(torch.bincount(self.groups[self.classes]).max())
+        self._needed = min(len(self.classes) - 1, max(self.ways) - 1 + largest)
+        self.add_rows("hits", (len(self.ways), self.columns), torch.bool)
 
     @property
     def chance(self) -> Tensor:
@@ -74,6 +86,16 @@ class FewShotAccuracy(IndexedMetric):
             index: global sample index of each (n,).
             leave_one_out: the images are among the real ones; each is excluded from its own class's mean.
         """
+        index, hits = self.judged(features, labels, index, leave_one_out)
+        self.append("hits", index, hits)
+
+    def judged(
+        self, features: Tensor, labels: Tensor, index: Tensor, leave_one_out: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Index (m,) of the images that take part, and their hits, bool (m, ways, columns); as `update` adds them.
+
+        The first column is of the figure, others are without each group.
+        """
         features, labels, index = features.detach().cpu().double(), labels.cpu(), index.cpu()
         taking_part = torch.isin(labels, self.classes)
         features, labels, index = features[taking_part], labels[taking_part], index[taking_part]
@@ -86,8 +108,14 @@ class FewShotAccuracy(IndexedMetric):
             # x - (N mean - x) / (N - 1) = (x - mean) N / (N - 1)
             count = self.counts[labels]
             own = own * count / (count - 1)
-        hits = [own < other[:, : way - 1].amin(dim=1) for way in self.ways]
-        self.append("hits", index, torch.stack(hits, dim=1))
+        hits = torch.empty(len(index), len(self.ways), self.columns, dtype=torch.bool)
+        for column in range(self.columns):
+            there = self.groups[others] != column - 1
+            place = there.cumsum(dim=1)
+            for i, way in enumerate(self.ways):
+                chosen = other.masked_fill(~there | (place > way - 1), torch.inf)
+                hits[:, i, column] = own < chosen.amin(dim=1)
+        return index, hits
 
     def compute(self) -> Tensor:
         """Accuracy in [0, 1], a scalar as of `on_device`, or (ways,) if several were given. Collective.
@@ -98,19 +126,37 @@ class FewShotAccuracy(IndexedMetric):
         _, hits = self.gathered("hits")
         if len(hits) == 0:
             raise EvaluationError("few_shot_accuracy has no image of a class with at least 2 real images to judge.")
-        return self._shaped(self.on_device(hits.cpu().double().mean(dim=0)))
+        return self._shaped(self.on_device(hits[:, :, 0].cpu().double().mean(dim=0)))
+
+    def replicates(self, groups: Tensor) -> list[list[float]]:
+        """The figure without each group of images in turn, a list for each of `ways`. Collective.
+
+        Args:
+            groups: group of each image (n,), by its global sample index; the group of its class, where classes have
+                groups.
+        """
+        with self.sync_context():
+            return self.on_first_rank(lambda: self._replicates(groups.cpu()))
+
+    def _replicates(self, groups: Tensor) -> list[list[float]]:
+        index, hits = (each.cpu() for each in self.gathered("hits"))
+        count = max(self.columns - 1, int(groups.max()) + 1)
+        columns = torch.arange(count) + 1 if self.columns > 1 else torch.zeros(count, dtype=torch.int64)
+        kept = (groups[index][:, None] != torch.arange(count)).double()
+        found = (hits[:, :, columns] * kept[:, None]).sum(dim=0) / kept.sum(dim=0)
+        return found.tolist()
 
     def _shaped(self, figures: Tensor) -> Tensor:
         return figures[0] if isinstance(self.way, int) else figures
 
     def _others(self, index: Tensor, labels: Tensor) -> Tensor:
-        """Classes other than its own for each image, (n, max(ways) - 1), by (seed, index).
+        """Classes other than its own for each image, by (seed, index), as many as are needed.
 
-        A smaller way takes the first way - 1 of them.
+        A way takes the first way - 1 of them that are not left out.
         """
-        keys = _hash(index.numpy()[:, None], np.arange(len(self.classes)), self.seed)
+        keys = random_bits(index.numpy()[:, None], np.arange(len(self.classes)), self.seed)
         keys[(labels.unsqueeze(1) == self.classes).numpy()] = np.iinfo(np.uint64).max
-        drawn = np.argsort(keys, axis=1, kind="stable")[:, : max(self.ways) - 1]
+        drawn = np.argsort(keys, axis=1, kind="stable")[:, : self._needed]
         return self.classes[torch.from_numpy(drawn)]
 
 
@@ -123,9 +169,3 @@ def check_way(counts: Tensor, way: int) -> None:
             f"the split has {enough} (of {len(counts)} classes). "
             f"Set few_shot_way to at most {enough}, to null to leave the figure out, or take more real images."
         )
-
-
-def _hash(index: np.ndarray, column: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform uint64 for each (seed, index, column), by splitmix64."""
-    start = mix(np.array([seed % 2**64], dtype=np.uint64).view(np.int64) + GOLDEN)
-    return mix(mix(start + index + GOLDEN) + column + GOLDEN).view(np.uint64)

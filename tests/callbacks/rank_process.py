@@ -23,6 +23,13 @@ from lightning_vfs.metrics import FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import FidelityOptions
 
 
+def numbers(figures):
+    """Values, and replicates by their number."""
+    found = {name: figure.value for name, figure in figures.items()}
+    several = {name: figure.replicates for name, figure in figures.items() if figure.replicates}
+    return found | {f"{name} {i}": value for name, values in several.items() for i, value in enumerate(values)}
+
+
 def split_figures(rank, world_size, num_images, num_real):
     plan = EvaluationPlan(
         num_images=num_images,
@@ -36,14 +43,14 @@ def split_figures(rank, world_size, num_images, num_real):
     assert (shard.rank, shard.world_size) == (rank, world_size)
     # Twice: the second time with the real features that were kept.
     results = [evaluation.evaluate(Painter(), 3, shard) for _ in range(2)]
-    return [{name: figure.value for name, figure in result.figures.items()} for result in results]
+    return [numbers(result.figures) for result in results]
 
 
 def evaluated():
     few = {"num_images": 31, "splits": ["out"], "feature_extractor": TINY, "few_shot_way": 5, "batch_size": 7}
     plan = EvaluationPlan(**few, sampling=SamplingConfig(2))
     record = evaluate(Painter(), Patterns(), plan)
-    return {name: figure.value for name, figure in record.figures.items()} | {"ranks": record.environment.world_size}
+    return numbers(record.figures) | {"ranks": record.environment.world_size}
 
 
 def error_of_an_empty_metric():

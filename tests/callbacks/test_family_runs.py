@@ -33,6 +33,7 @@ def trainer_of(folder: Path, steps: int, *callbacks: pl.Callback) -> pl.Trainer:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:(val|test)/loss is left out")  # of class-conditional models
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_it_fits_resumes_and_is_evaluated(case: Case, autoencoder: Path, tmp_path: Path, tiny: str) -> None:
     data = three_classes()

@@ -22,15 +22,17 @@ from lightning_vfs.modules import VFSDDPM
 
 NOVEL = tuple(f"{name}/out" for name in ("support_affinity", "copy_rate", "train_copy_rate"))
 NOVEL += tuple(f"{name}[tiny-callbacks]/out" for name in ("novel_accuracy", "few_shot_accuracy_all"))
+DIVERSITY = ("diversity[tiny-callbacks]/out", "diversity_pixels/out")
 OUT = ("fid[tiny-callbacks]/out", "few_shot_accuracy[tiny-callbacks]/out", "few_shot_accuracy[tiny-callbacks]/out_real")
 
 
 @pytest.fixture
 def fid(tiny):
-    """FIDCallback with few images and the tiny extractor."""
+    """FIDCallback with few images, one of each support, and the tiny extractor."""
 
     def make(**kwargs):
-        return FIDCallback(**{"feature_extractor": tiny, "num_images": 30, "few_shot_way": 5, "steps": 2} | kwargs)
+        few = {"num_images": 30, "few_shot_way": 5, "steps": 2, "diversity_images": 0}
+        return FIDCallback(**{"feature_extractor": tiny} | few | kwargs)
 
     return make
 
@@ -40,10 +42,10 @@ def figures(run):
 
 
 def test_logs_both_splits_and_the_figures_of_real_images(trainer, painter, data, fid):
-    run = trainer(fid())
+    run = trainer(fid(diversity_images=2))
     run.validate(painter(), datamodule=data(), verbose=False)
     found = figures(run)
-    names = {*OUT, *NOVEL}
+    names = {*OUT, *NOVEL, *DIVERSITY}
     assert set(found) == names | {name.replace("/out", "/in") for name in names}
     assert 0 < found[OUT[0]] < 0.1
     assert found[OUT[1]] > 0.95
@@ -54,7 +56,7 @@ def test_the_default_extractor_gives_plain_names(trainer, painter, data, extract
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, INCEPTION, extractor_class)
     run = trainer(FIDCallback(num_images=4, steps=2, splits=["out"]))
     run.validate(painter(), datamodule=data(), verbose=False)
-    assert set(figures(run)) == {name.replace("[tiny-callbacks]", "") for name in (*OUT, *NOVEL)}
+    assert set(figures(run)) == {name.replace("[tiny-callbacks]", "") for name in (*OUT, *NOVEL, *DIVERSITY)}
 
 
 @pytest.mark.parametrize("num_real", [None, 100])

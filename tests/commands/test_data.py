@@ -5,9 +5,11 @@ from __future__ import annotations
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from lightning_vfs.cli import main
+from tests.data.official import cifar100, write_tar
 
 
 def test_it_says_what_a_folder_holds_and_draws_sets(image_folder: Path, tmp_path: Path, capsys) -> None:
@@ -37,3 +39,36 @@ def test_a_folder_whose_name_is_no_text_is_printed(image_folder: Path, tmp_path:
         assert main(["data", f"--root={folder}", "--image_size=8", f"--out={tmp_path / 'out'}"]) == 0
         stdout.flush()
         assert rb"by\udce9tes" in written.getvalue()
+
+
+def test_it_shows_the_data_of_a_configuration(tmp_path: Path, capsys) -> None:
+    write_tar(tmp_path / "cifar-100-python.tar.gz", cifar100(1, 1))
+    flags = [f"--data.root={tmp_path}", "--set_size=2", "--image_size=8", f"--out={tmp_path / 'out'}"]
+    assert main(["data", "--config", "data/cifar100", *flags, "--partition=cifar-fs"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("train 64 classes, 128 images; val 16 classes, 32 images; test 20 classes, 40 images")
+    command = f"fit --config data/cifar100 --data.root {tmp_path} --data.partition cifar-fs --data.set_size 2"
+    assert f"Next: lightning-vfs {command} --data.image_size 8\n" in out
+
+
+def test_it_shows_a_data_set_by_name(tmp_path: Path, capsys) -> None:
+    write_tar(tmp_path / "cifar-100-python.tar.gz", cifar100(1, 1))
+    flags = ["--root", str(tmp_path), "--set_size=2", "--image_size=8", f"--out={tmp_path / 'out'}"]
+    assert main(["data", "--data", "CIFAR100Sets", *flags]) == 0
+    out = capsys.readouterr().out
+    assert f"fit --data CIFAR100Sets --data.root {tmp_path} --data.set_size 2" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "Pictures"], "There is no data set Pictures; there are CelebASets, CIFAR100Sets"),
+        (["--data", "pathlib.Path"], "pathlib.Path is not a data set"),
+        (["--config", "eval/fsdm"], "has no data set"),
+        (["--config", "data/cub", "--data", "GlyphSets"], "--data is GlyphSets and --config"),
+    ],
+)
+def test_a_wrong_data_set_is_one_line(flags: list[str], message: str, capsys) -> None:
+    assert main(["data", *flags, "--root", "x"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -103,7 +103,7 @@ def test_modes_gradients_and_random_numbers_are_left_as_they_were(painter, tiny)
         run()
         states.append((random.random(), np.random.rand(), torch.rand(1).item(), torch.is_grad_enabled()))
     assert states[0] == states[1] and states[0][-1]
-    assert model.modes == [False] and model.training and not model.dropout.training
+    assert set(model.modes) == {False} and model.training and not model.dropout.training
 
 
 def test_they_are_after_an_error_too(painter, tiny):
@@ -175,7 +175,7 @@ def test_the_lines_of_the_documentation_run(checkpoint, monkeypatch, tmp_path, c
     scope: dict[str, Any] = {}
     exec(code.replace("num_images=500", "num_images=20"), scope)
     assert scope["record"].model.checkpoint == shown
-    assert "Figure(value=" in capsys.readouterr().out
+    assert re.fullmatch(r"\S+ ± \S+ \(floor \S+, copier \S+\)\n", capsys.readouterr().out)
 
 
 def test_floors_are_computed_once_and_kept(painter, tiny, tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ class Honest(Painter):
 
     def generate(self, support, index, seed=0, label=None, **sampling):
         split = Patterns(per_class=12).split("test")
-        return split.float(split.episodes(100, 3, 0).targets[index.numpy()])
+        return split.float(split.episodes(100, 3, 0).targets[index.numpy() % 100])
 
 
 @pytest.mark.parametrize(

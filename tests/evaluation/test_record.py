@@ -22,7 +22,7 @@ from lightning_vfs.evaluation.comparison import compare
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
 PLAIN: dict[str, Any] = {
-    "schema": 4,
+    "schema": 5,
     "figures": {
         "fid/out": {
             "value": 4.5,
@@ -31,6 +31,9 @@ PLAIN: dict[str, Any] = {
             "chance": None,
             "copier": 0.25,
             "standard_error": 0.125,
+            "mean_of_support": 0.75,
+            "jittered_mean": 1.5,
+            "replicates": [4.25, 4.75],
         }
     },
     "model": {
@@ -41,6 +44,8 @@ PLAIN: dict[str, Any] = {
         "averaging_decay": 0.999,
         "averaging_warmup": True,
         "autoencoder_sha256": None,
+        "run_sha256": "b" * 64,
+        "recipe_sha256": "d" * 64,
     },
     "data": {"dataset": "GlyphSets", "image_size": 16, "channels": 1},
     "splits": {
@@ -61,6 +66,7 @@ PLAIN: dict[str, Any] = {
             "hits_all": "01-",
             "affinity_hits": "10-",
             "copies": "00-",
+            "groups": 2,
         }
     },
     "sampling": {
@@ -93,6 +99,7 @@ PLAIN: dict[str, Any] = {
         "isc_order": "shuffled",
         "prc_neighborhood": 3,
         "few_shot_way": 20,
+        "diversity_images": 2,
     },
     "likelihood": {
         "out": {
@@ -170,7 +177,7 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
         EvaluationRecord.from_dict(plain()).write(tmp_path / name)
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()
-    assert text.startswith('{\n  "schema": 4,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
+    assert text.startswith('{\n  "schema": 5,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
     assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
@@ -247,7 +254,8 @@ def paths(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 FREE = {("figures", "fid/out"), ("splits", "out"), ("likelihood", "out"), ("features", "layers", "fid")}
 FREE |= {("splits", "out", counts, name) for counts in ("generated_per_class", "real_per_class") for name in "aä"}
-REQUIRED = [path for path in paths(plain()) if path not in FREE]
+OPTIONAL = ("mean_of_support", "jittered_mean", "replicates", "groups", "diversity_images")
+REQUIRED = [path for path in paths(plain()) if path not in FREE and path[-1] not in OPTIONAL]
 
 
 @pytest.mark.parametrize("path", REQUIRED, ids=".".join)
@@ -298,7 +306,7 @@ def test_every_field_that_is_wrong_is_named_at_once() -> None:
         (b'{"dim": 3}', "there is no `schema` in it"),
         (
             b'{"schema": 7}',
-            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 4: evaluate again",
+            r"its schema is 7, but this version of lightning_vfs \(.*\) reads schemas 1 to 5: evaluate again",
         ),
         (b'{"schema": 2}', r"does not have the fields of schema 2 \(missing: figures, model, data, "),
         (
@@ -328,6 +336,8 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "model.autoencoder_sha256": ("b" * 64, REMARK, "autoencoder_sha256: none against bbbbbbbbbbbb…: this is what is"),
     "model.averaging_decay": (None, REMARK, "averaging_decay: 0.999 against none: "),
     "model.averaging_warmup": (False, REMARK, "averaging_warmup: True against False: this is a choice of training"),
+    "model.run_sha256": ("c" * 64, REMARK, "run_sha256: bbbbbbbbbbbb… against cccccccccccc…: this is what is compared"),
+    "model.recipe_sha256": ("c" * 64, REMARK, "recipe_sha256: dddddddddddd… against cccccccccccc…: this is what"),
     "data.dataset": ("FolderSets", REASON, "dataset: GlyphSets against FolderSets: figures of different data"),
     "data.image_size": (32, REASON, "image_size: 16 against 32: features see images of another size"),
     "data.channels": (3, REASON, "channels: 1 against 3: "),
@@ -381,6 +391,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "metrics.isc_order": ("as generated", REASON, "isc_order: shuffled against as generated: "),
     "metrics.prc_neighborhood": (5, REASON, "prc_neighborhood: 3 against 5: "),
     "metrics.few_shot_way": (5, REASON, "few_shot_way: 20 against 5: "),
+    "metrics.diversity_images": (4, REMARK, "diversity_images: 2 against 4: diversity varies less with more images"),
     "likelihood.*.num_images": (2, REASON, "num_images of split out: 10 against 2: the bound is that of other images"),
     "likelihood.*.steps": (3, REASON, "steps of split out: 2 against 3: the bound is that of a process"),
     "environment.world_size": (4, REMARK, "world_size: 1 against 4: figures do not depend on it"),
@@ -423,9 +434,9 @@ def test_a_field_that_alone_differs_is_told(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path, hint in LEAVES.items() if isinstance(hint.__metadata__[0], Compared)])
 def test_what_is_compared_may_differ(path: str) -> None:
     path = path.replace("*", "fid/out" if path.startswith("figures") else "out")
-    several = path.endswith(("floor_images", "terms", "mse"))
+    several = path.endswith(("floor_images", "terms", "mse", "replicates"))
     words = path.endswith(("verdict", "hits_all", "affinity_hits", "copies"))
-    value = [7, 7] if several else "1" if words else 7 if path.endswith("without_reference") else 7.5
+    value = [7, 7] if several else "1" if words else 7 if path.endswith(("without_reference", "groups")) else 7.5
     other = EvaluationRecord.from_dict(changed(path, value))
     assert other != EvaluationRecord.from_dict(plain())
     assert compare(EvaluationRecord.from_dict(plain()), other) == ([], [])
@@ -469,7 +480,14 @@ def test_two_intervals_of_guidance_are_told_in_full() -> None:
 
 def test_records_of_earlier_schemas_are_read() -> None:
     new = plain()
-    added = {"figures": ("copier", "standard_error"), "splits": tuple(PLAIN["splits"]["out"])[-7:]}
+    first = copy.deepcopy(new)
+    for path in EvaluationRecord.OPTIONAL:
+        for part in (first[path.split(".")[0]],):
+            for each in part.values() if "*" in path else (part,):
+                del each[path.split(".")[-1]]
+    assert EvaluationRecord.from_dict(first).figures["fid/out"].replicates is None, "before they were part of schema 4"
+    new["metrics"]["diversity_images"] = None
+    added = {"figures": tuple(PLAIN["figures"]["fid/out"])[-5:], "splits": tuple(PLAIN["splits"]["out"])[-8:]}
     for part, names in added.items():
         for each in new[part].values():
             each |= dict.fromkeys(names)

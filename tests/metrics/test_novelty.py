@@ -13,16 +13,10 @@ from torch import Tensor
 
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.data.images import ClassImages, Episodes
-from lightning_vfs.metrics.novelty import (
-    SupportReference,
-    TrainingReference,
-    copy_rate,
-    nearest_mean_hits,
-    novel_accuracy,
-    support_affinity,
-    thumbnails,
-    weighted_quantile,
-)
+from lightning_vfs.metrics.episode_figures import copy_rate, nearest_mean_hits, novel_accuracy, support_affinity
+from lightning_vfs.metrics.novelty import SupportReference, weighted_quantiles
+from lightning_vfs.metrics.thumbnails import thumbnails
+from lightning_vfs.metrics.training_images import TrainingReference
 
 pytestmark = pytest.mark.numeric
 
@@ -135,7 +129,7 @@ def test_other_real_images_are_outside_the_support() -> None:
 
 @pytest.mark.parametrize("most", [1000, 20])
 def test_the_nearest_training_image_is_found(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_vfs.metrics.novelty.MOST_TRAINING_IMAGES", most)
+    monkeypatch.setattr("lightning_vfs.metrics.training_images.MOST_TRAINING_IMAGES", most)
     images = drawn([15, 16], twins=3)
     reference = TrainingReference(images, 0)
     assert len(reference._rows[0]) == (27 if most > 31 else len(reference._rows[1]))
@@ -174,8 +168,11 @@ def test_hits_of_means_are_those_of_plain_loops() -> None:
 
 
 def test_quantiles_weigh() -> None:
-    values, weights = torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([1.0, 0.5, 8.5]).double()
-    assert [weighted_quantile(values, weights, q) for q in (0.05, 0.06, 0.9, 0.95)] == [1, 2, 2, 3]
+    values = torch.tensor([3.0, 1.0, 2.0]).double()
+    weights = torch.tensor([[1.0, 0.5, 8.5], [0.0, 0.5, 8.5], [1.0, 0.0, 0.0]]).double().T
+    found = [weighted_quantiles(values, weights, q) for q in (0.05, 0.06, 0.9, 0.95)]
+    assert found == [[1, 1, 3], [2, 2, 3], [2, 2, 3], [3, 2, 3]]
+    assert math.isnan(weighted_quantiles(values, weights[:, :1] * 0, 0.5)[0])
 
 
 def test_without_episodes_that_take_part_there_is_no_figure() -> None:
@@ -204,7 +201,7 @@ def test_figures_of_mixed_images_lie_between() -> None:
     copies = thumbnails(images.uint8(episodes.supports[:, 0]))
     assert support_affinity(reference.novelty(copies), labels)[:2] == (1, 0)
     assert support_affinity(real, labels).value < 0.4
-    tau = reference.threshold()
+    (tau,) = reference.thresholds(0.05, torch.ones(60, 1).bool())
     rates = [copy_rate((found.closeness <= tau).double(), labels).value for found in (real, reference.novelty(copies))]
     assert rates[0] < 0.2 and rates[1] == 1
     right, none, every = torch.ones(60).double(), torch.zeros(60).bool(), torch.ones(60).bool()

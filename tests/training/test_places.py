@@ -129,6 +129,23 @@ def test_folders_that_libraries_expand_differently(tiny_model, data: FolderSets,
             fit(tiny_model(), data, tmp_path, logger=CSVLogger(folder))
 
 
+def test_a_record_of_another_run_keeps_its_name(tiny_model, data: FolderSets, tmp_path: Path) -> None:
+    def run(seed: int) -> None:
+        pl.seed_everything(seed)
+        checkpoints = ModelCheckpoint(dirpath=tmp_path, filename=f"seed{seed}", every_n_train_steps=1)
+        fit(tiny_model(), data, tmp_path / "root", checkpoints, fid())
+
+    run(1)
+    first = EvaluationRecord.read(tmp_path / "fid.json")
+    run(2)
+    second = EvaluationRecord.read(tmp_path / "fid-v1.json")
+    run(1)
+    assert sorted(path.name for path in tmp_path.glob("fid*")) == ["fid-v1.json", "fid.json"]
+    assert EvaluationRecord.read(tmp_path / "fid.json").model == first.model
+    assert first.model.run_sha256 != second.model.run_sha256
+    assert first.model.recipe_sha256 == second.model.recipe_sha256 is not None
+
+
 @pytest.mark.parametrize(
     "name",
     ["with space", "é", b"by\xe9tes".decode(errors="surrogateescape"), "../up"],
