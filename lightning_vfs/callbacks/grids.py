@@ -49,7 +49,7 @@ class SampleGridCallback(Callback):
         num_classes: rows.
         num_images: images per row.
         steps: timesteps that the sampler takes.
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
         seed: draws classes, supports and noise.
         split: `train`, `val` or `test`; `train` for a class-conditional model.

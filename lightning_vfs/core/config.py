@@ -128,6 +128,12 @@ class VFSConfig:
         if self.denoiser.conditioning == "lag":
             self._check_tokens()
 
+        if self.diffusion.contrastive_weight and self.encoder.condition is None:
+            raise ConfigError(
+                f"DiffusionConfig.contrastive_weight is {self.diffusion.contrastive_weight}, but encoder.architecture "
+                "'none' has no conditions to tell apart: set it to 0."
+            )
+
     def _check_latent(self) -> None:
         latent, size = self.latent, self.sets.image_size
         if latent.autoencoder and size % latent.downsampling:
