@@ -16,6 +16,7 @@ PACKAGE = ROOT / "lightning_vfs"
 OPTIONAL = {
     "pillow_heif": "heic",
     "huggingface_hub": "hub",
+    "gradio": "demo",
     "tensorstore": "jax-import",
     "msgpack": "jax-import",
     "ml_dtypes": "jax-import",
