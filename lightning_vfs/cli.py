@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from io import TextIOWrapper
 
 from lightning_vfs.core.errors import (
@@ -13,6 +14,7 @@ from lightning_vfs.core.errors import (
     ConfigError,
     NonFiniteLossError,
     SetSizeMismatchError,
+    UsageError,
     VFSError,
 )
 from lightning_vfs.version import __version__
@@ -27,8 +29,12 @@ SUBCOMMANDS = {
     "sample": "generate images of a class from a folder of a few of its images",
     "demo": "a page on which a few pictures of a class become new ones",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
+    "extractor": "train a feature extractor on the classes of a data set",
+    "cache": "list and clear what is kept on disk: decoded images, features",
     "push": "share a model on the Hugging Face hub, with a card that has its figures",
     "compare": "show two evaluations side by side, and say whether they are comparable",
+    "leaderboard": "rank many evaluations in a table, with intervals, copiers and a picture",
+    "verify": "generate a sample of an evaluation's images again, and say whether they are the same",
 }
 
 ON_ALL_RANKS = (ConfigError, CheckpointError, SetSizeMismatchError, ClassMismatchError, NonFiniteLossError)
@@ -40,13 +46,13 @@ HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
 Few-shot image generation with diffusion models: train, evaluate, sample.
 
 subcommands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:<13}{text}" for name, text in SUBCOMMANDS.items())}
 
 options:
   -h, --help   show this message
   --version    show the version
 
-Help on a subcommand: lightning-vfs SUBCOMMAND --help
+Help on a subcommand: lightning-vfs SUBCOMMAND --help, and all of its options: --help.all
 --config takes a file, or the name of a configuration that comes with the package, such as
 glyphs, folders, unet, baselines/unconditional or scale/one_node (a wrong name lists them all).
 Start with:  lightning-vfs fit --config glyphs
@@ -66,27 +72,43 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = args
     if name not in SUBCOMMANDS:
-        print(f"lightning-vfs: there is no subcommand {name!r}; use one of {', '.join(SUBCOMMANDS)}.", file=sys.stderr)
+        near = get_close_matches(name, SUBCOMMANDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"use one of {', '.join(SUBCOMMANDS)}."
+        print(f"lightning-vfs: there is no subcommand {name!r}; {meant}", file=sys.stderr)
         return 2
+    from lightning_vfs.commands import help as helps
+
+    asked = helps.asks(rest)
+    if asked == helps.SHORT and name in helps.HELP:
+        print(helps.HELP[name], end="")
+        return 0
     from lightning_vfs.commands import configurations
     from lightning_vfs.commands.quiet import quiet
     from lightning_vfs.commands.trust import use_working_folder
 
     try:
-        rest = configurations.resolve(rest)
+        rest = [helps.SHORT if arg == helps.ALL else arg for arg in rest] if asked else configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "data", "sample", "convert", "push", "demo", "compare"):
+            if name not in ("fit", "validate", "test", "predict"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0
-            else:
-                from lightning_vfs.commands.lightning import VFSCLI
+            from lightning_vfs.commands import lightning
 
-                VFSCLI([name, *rest])
+            if asked:
+                lightning.print_help(name)
+            else:
+                lightning.VFSCLI([name, *rest])
+    except SystemExit as end:
+        if asked and not end.code:  # the parser has printed its help
+            return 0
+        raise
     except VFSError as error:
-        first = all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+        first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_LOCALID"))
         if first or not isinstance(error, ON_ALL_RANKS):
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+            usage = isinstance(error, UsageError)
+            said = f"lightning-vfs {name}: {error.explain(rest)}" if usage else f"{type(error).__name__}: {error}"
+            print(said, file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     return 0

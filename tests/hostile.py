@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lightning_vfs.commands.evaluate import _data_of_run
+from lightning_vfs.commands.evaluate import data_of_run
 from lightning_vfs.core.errors import VFSError
 from lightning_vfs.data import FolderSets
 from lightning_vfs.data.cache import DamagedCacheWarning, cached_images
@@ -159,7 +159,7 @@ KINDS = {
         lambda folder: EvaluationRecord.read(folder / "fid.json"),
     ),
     "run's config.yaml": Kind(
-        _write_config, lambda folder: _data_of_run(str(folder / "checkpoints/last.ckpt"), []), "config.yaml"
+        _write_config, lambda folder: data_of_run(str(folder / "checkpoints/last.ckpt"), []), "config.yaml"
     ),
     "JAX safetensors": Kind(
         lambda folder: shutil.copy(CASES / "head_film.safetensors", folder / "case.safetensors"),

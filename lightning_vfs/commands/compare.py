@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from lightning_vfs.commands.plain_parser import PlainParser
 from lightning_vfs.evaluation.comparison import compare as compare_records
 from lightning_vfs.evaluation.differences import FigureDifference, cautions, differences, margins_of
 from lightning_vfs.evaluation.record import EvaluationRecord
@@ -40,7 +41,7 @@ def compare(first: Sequence[str], second: Sequence[str], margins: Sequence[str] 
             for verdict in record.verdicts:
                 print(f"{side}{f' ({path})' if len(paths) > 1 else ''}, {verdict}")
     reasons, remarks = _differing((*first, *second), [*records[0], *records[1]])
-    found = differences(*records, known)
+    found = differences(records[0], records[1], known)
     if reasons:
         found = {name: each._replace(difference=None, verdict=None) for name, each in found.items()}
     _print_table(_table(found, records))
@@ -116,7 +117,7 @@ def _print_lines(title: str, lines: list[str]) -> None:
 
 def run(args: list[str]) -> int:
     """Parse the arguments and compare; returns the exit status."""
-    parser = ArgumentParser("lightning-vfs compare", None, DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
+    parser = PlainParser("lightning-vfs compare", None, DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "records", nargs="*", metavar="first second", help="the record of an evaluation, fid.json, and another one"
     )

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, check_yaml
 from lightning_vfs.core.errors import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "configs"
-OPTIONS = ("--config", "-c")
 
 
 def names() -> list[str]:
@@ -36,23 +36,33 @@ def resolve(args: Sequence[str]) -> list[str]:
     resolved: list[str] = []
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
-        if equals and option in OPTIONS:
+        if equals and option in CONFIG_OPTIONS:
             resolved.append(f"{option}={_path(value)}")
         else:
-            resolved.append(_path(arg) if i and args[i - 1] in OPTIONS else arg)
+            resolved.append(_path(arg) if i and args[i - 1] in CONFIG_OPTIONS else arg)
     return resolved
 
 
 def _path(value: str) -> str:
-    if Path(value).is_file() or ":" in value or "{" in value:
+    if ":" in value or "{" in value:
+        return value
+    path = Path(value)
+    if path.is_file():
+        check_yaml(path)
         return value
     name = value.removeprefix("configs/").removesuffix(".yaml")
-    if name not in names():
-        raise ConfigError(
-            f"--config {value}: there is no such file, and no packaged configuration of that name. "
-            f"The packaged ones are {', '.join(names())}."
-        )
-    return str(FOLDER / f"{name}.yaml")
+    if name in names():
+        return str(FOLDER / f"{name}.yaml")
+    if path.is_dir():
+        raise ConfigError(f"--config {value} is a folder: give a file of it, such as {path / 'config.yaml'}.")
+    from lightning_vfs.commands.usage import did_you_mean  # with jsonargparse, which no other argument needs here
+
+    here = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+    near = did_you_mean(name, [*names(), *(file.as_posix() for file in here)])
+    raise ConfigError(
+        f"--config {value}: there is no such file, and no packaged configuration of that name"
+        f"{near or '. The packaged ones are ' + ', '.join(names()) + '.'}"
+    )
 
 
 def own_configuration(folder: Path, fingerprint: dict[str, Any]) -> Path:

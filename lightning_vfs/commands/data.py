@@ -6,7 +6,6 @@ one of a configuration; their options follow likewise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser
 
 from lightning_vfs.commands.configurations import packaged
+from lightning_vfs.commands.plain_parser import PlainParser
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.core.files import begin_files, local_path
+from lightning_vfs.core.files import begin_files, check_is_folder, local_path
 from lightning_vfs.data import SetDataModule
 from lightning_vfs.data.catalog import DATA_SETS
 from lightning_vfs.data.module import SPLITS
@@ -43,6 +43,7 @@ def show(data: SetDataModule, out: Path, num_classes: int = 8) -> None:
     """
     if num_classes < 1:
         raise ConfigError(f"--num_classes is {num_classes}; it must be at least 1.")
+    check_is_folder(out)
     print(data.describe())
     splits = [split for split in SPLITS if data.has_split(split)]
     begin_files(out, LISTING, [f"{split}.png" for split in splits])
@@ -96,12 +97,12 @@ def run(args: list[str]) -> None:
         DataError: what is wrong with the data.
     """
     args = [arg.replace("--data.", "--", 1) if arg.startswith("--data.") else arg for arg in args]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = PlainParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--data"):
         first.add_argument(name)
     chosen, _ = first.parse_known_args(args)
     kind, given = _chosen(chosen.config, chosen.data)
-    parser = ArgumentParser(prog="lightning-vfs data", description=__doc__)
+    parser = ExplainingParser(prog="lightning-vfs data", description=__doc__)
     parser.add_argument("--out", type=str, default="data_preview", help="Folder of the pictures.")
     parser.add_argument("--num_classes", type=int, default=8, help="Rows of a picture.")
     parser.add_argument(
@@ -119,8 +120,8 @@ def run(args: list[str]) -> None:
         f"--data.{name} {shlex.quote(_plain(value))}" for name, value in options.items() if value != defaults[name]
     ]
     config = chosen.config and (packaged(chosen.config) or chosen.config)
-    start = ["--config", shlex.quote(config or "folders"), *(["--data", chosen.data] if chosen.data else [])]
-    print(f"Train on it with: lightning-vfs fit {' '.join([*start, *flags])}")
+    start = ["--config", shlex.quote(config)] if config else ["--data", chosen.data or "FolderSets"]
+    print(f"Next: lightning-vfs fit {' '.join([*start, *flags])}")
 
 
 def _plain(value: Any) -> str:

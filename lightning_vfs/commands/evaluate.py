@@ -9,14 +9,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
+from lightning_vfs.commands.closing import next_command
 from lightning_vfs.commands.configurations import configuration_of
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
+from lightning_vfs.commands.machine import instantiation, trainer_options
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import check_class_paths, import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
 from lightning_vfs.core.trust import check_plain
@@ -34,8 +40,8 @@ The data is that of the run, from the config.yaml of its checkpoints, unless --d
 next to the checkpoint. configs/eval/ has protocols: --config configs/eval/fsdm.yaml."""
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-vfs evaluate", description=DESCRIPTION)
+def _parser() -> ExplainingParser:
+    parser = ExplainingParser(prog="lightning-vfs evaluate", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options, such as a protocol")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
     parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
@@ -61,22 +67,23 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
     model = load_model(options.ckpt_path, options.pretrained, options.autoencoder, options.raw)
     if options.pretrained and callback.record is None and Path(options.pretrained).is_dir():
         callback.record = Path(options.pretrained) / FILE_NAME
-    trainer = pl.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy=options.strategy,
-        precision=options.precision,
-        callbacks=[callback, RunProgressBar(), RunSummary()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    with trainer_options("--"):
+        trainer = pl.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            precision=options.precision,
+            callbacks=[callback, RunProgressBar(), RunSummary()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
     trainer.test(model, datamodule=data, ckpt_path=options.ckpt_path, verbose=False)
     return trainer
 
 
-def _data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
+def data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
     """The data's part of the config.yaml that the command line wrote for a run, without its `cache_dir`.
 
     A folder to write to is the user's choice, not that of a file.
@@ -119,12 +126,15 @@ def run(args: list[str]) -> None:
         UntrustedCodeError: the checkpoint or the run's configuration names code that the user has not named.
     """
     parser = _parser()
-    args = spell_out_raw(args)
+    args = spell_out_raw(spell_out_last(args, find_last))
     options = parser.parse_args(args)
     check_one_model(options.ckpt_path, options.pretrained)
     trusted = import_trusted(options.trust)
     if options.get("data") is None:
-        options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path, trusted))}", *args])
-    made = parser.instantiate(options)
+        options = parser.parse_args([f"--data={json.dumps(data_of_run(options.ckpt_path, trusted))}", *args])
+    with instantiation():
+        made = parser.instantiate(options)
     trainer = evaluate(options, made.data, made.fid)
     print_results(trainer)
+    if made.fid.written is not None:
+        rank_zero_info(next_command("compare", made.fid.written, "OTHER/fid.json"))

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -17,15 +18,17 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback
 from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
-from lightning_vfs.commands import own_model
+from lightning_vfs.commands import last_run, own_model, recipes, shortcuts
+from lightning_vfs.commands.closing import files_of_run, next_command, sampling_command
 from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
@@ -35,9 +38,11 @@ from lightning_vfs.commands.last_checkpoint import (
     last_checkpoint,
     nothing_left,
 )
+from lightning_vfs.commands.machine import instantiation, trainer_options
 from lightning_vfs.commands.results import print_results
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core import contract
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.config import DATA_FIELDS, SetConfig, VFSConfig
@@ -46,13 +51,18 @@ from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data import SetDataModule
-from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data.catalog import DATA_SETS
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
+from lightning_vfs.training.places import COPIES
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
+
+
+class _Parser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser, which explains what is wrong."""
 
 
 class VFSCLI(LightningCLI):
@@ -71,7 +81,9 @@ class VFSCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
-        self._model_class, args = own_model.own_model(args)
+        args = last_run.with_configuration(args)
+        self._recipe = recipes.with_recipe(args) if args[0] == "fit" else None
+        self._model_class, args = own_model.own_model(self._recipe.args if self._recipe else args)
         sys.argv = [before[0], *args]
         try:
             super().__init__(
@@ -82,10 +94,7 @@ class VFSCLI(LightningCLI):
                 trainer_defaults={"use_distributed_sampler": False},
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"overwrite": True},
-                # Without it, a hundred lines of usage precede every error.
-                parser_kwargs={
-                    name: {"usage": f"lightning-vfs {name} --config FILE [options]"} for name in self.subcommands()
-                },
+                parser_class=_Parser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
@@ -96,9 +105,35 @@ class VFSCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self._check_mesh()
+        if self._recipe is not None and self.trainer.is_global_zero:
+            self._say_recipe(self._recipe.says)
         self.model.asked = self._asked
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            VFSError: what a class refuses.
+            ConfigError: a class needs a package that is not installed; and what `instantiate_trainer` raises.
+        """
+        with instantiation():
+            super().instantiate_classes()
+
+    def _say_recipe(self, says: str) -> None:
+        """Say which recipe is taken, how long it takes and what it writes."""
+        rank_zero_info(says)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if (expected := recipes.expectation(self.model, self.datamodule, self.trainer)) is not None:
+            rank_zero_info(expected)
+        folder = self.trainer.log_dir or self.trainer.default_root_dir
+        size = COPIES * sum(value.numel() * value.element_size() for value in self.model.parameters()) / 2**20
+        rank_zero_info(
+            f"Files: {folder}, with checkpoints of about {size:,.0f} MiB, pictures, figures (tensorboard --logdir "
+            f"{Path(folder).parent}), and config.yaml, which repeats the run: --config {folder}/config.yaml."
+        )
 
     def _check_mesh(self) -> None:
         """Refuse sizes of ModelParallelStrategy that do not match the run."""
@@ -133,6 +168,10 @@ class VFSCLI(LightningCLI):
         if options["fast_dev_run"]:
             # Lightning says that it saves nothing, but a `save_last` saves at the end.
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        for logger in options["logger"] if isinstance(options["logger"], list) else ():
+            if isinstance(logger, CSVLogger | TensorBoardLogger):
+                # The next number is taken when it is first asked for: before one of them makes the folder, all get it.
+                _ = logger.version
         ours = (ProgressBar, RunProgressBar, "enable_progress_bar"), (ModelSummary, RunSummary, "enable_model_summary")
         for kind, own, flag in ours:
             wanted = options[flag] is not False and not options["barebones"]
@@ -140,10 +179,8 @@ class VFSCLI(LightningCLI):
                 callbacks.append(own())
         if any(isinstance(callback, ModelSummary) for callback in callbacks):
             kwargs["enable_model_summary"] = False  # Lightning would say that it adds no other
-        try:
+        with trainer_options():
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (MisconfigurationException, ValueError, ImportError) as error:
-            raise ConfigError(f"These --trainer options do not work here. Lightning says: {error}") from error
 
     def before_fit(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -155,27 +192,46 @@ class VFSCLI(LightningCLI):
         saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         checkpoint = f"; last checkpoint: {saved}" if saved else ""
         rank_zero_info(f"Trained to step {self.trainer.global_step}. Log: {folder}{checkpoint}")
+        self._say_files(folder)
+        if saved:
+            rank_zero_info(sampling_command(self.model.config, "--ckpt_path", saved))
+
+    def _say_files(self, folder: str) -> None:
+        if self.trainer.is_global_zero and (files := files_of_run(self.trainer, folder)):
+            rank_zero_info(files)
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+        try:
+            self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+        except SystemExit:  # after a signal, which all ranks have seen
+            self._say_files(self.trainer.log_dir or self.trainer.default_root_dir)
+            raise
 
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
         self._check_finite()
+        self._say_record()
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
         self._check_finite()
+        self._say_record()
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
+
+    def _say_record(self) -> None:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        written = [c.written for c in callbacks if isinstance(c, FIDCallback) and c.written is not None]
+        if written:
+            rank_zero_info(next_command("compare", written[0], "OTHER/fid.json"))
 
     def _check_finite(self) -> None:
         """Raise EvaluationError for figures that are not finite numbers."""
@@ -191,19 +247,36 @@ class VFSCLI(LightningCLI):
         return {name: {*skipped, "ckpt_path"} for name, skipped in known if name == sys.argv[1]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self._options = parser
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=HELP)
         parser.add_argument("--trust", type=str | None, default=None, help=TRUST_HELP)
         parser.add_argument(f"--{own_model.KEY}", type=str | None, default=None, help=own_model.HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
+        args, settings = shortcuts.spell_out(sys.argv[1:], sys.argv[1])
+        prints = settings and "--print_config" in args
+        args = [arg for arg in args if not (prints and arg == "--print_config")]
+        self.config = parser.parse_args(args)
         config = self.config[self.config["subcommand"]]
+        if settings:
+            shortcuts.apply(settings, config)
+            self._validate(parser)
+        if prints:  # the parser would have printed it without the settings
+            print(self._options.dump(config), end="")
+            raise SystemExit(0)
         given = parser.parse_args(args, defaults=False)[self.config["subcommand"]]
         self._given_model = dict(_leaves(given.get("model", Namespace())))
         self._seed = "random" if config["seed_everything"] is True else None
         # Set aside: Lightning would let the hyper-parameters of a checkpoint here override all flags.
         self._checkpoint: str | None = config["ckpt_path"]
         config["ckpt_path"] = None
+
+    def _validate(self, parser: LightningArgumentParser) -> None:
+        """Check options that were set after the parser had checked all of them."""
+        try:
+            parser.validate(self.config)
+        except (TypeError, KeyError) as error:
+            parser.error(str(error), error)
 
     def before_instantiate_classes(self) -> None:
         """Reconcile a checkpoint's hyper-parameters with the flags, by the contract."""
@@ -344,6 +417,41 @@ class _NothingLeftError(Exception):
     """The run that is to be resumed is finished; says why."""
 
 
+class _FindLast(VFSCLI):
+    """Stops where `--ckpt_path last` is found."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self._import_named(config["trust"])
+        config["trainer"] = _located(config["trainer"])
+        self._asked = self._asked_of_run(config)
+        found = last_checkpoint(LAST, "validate", config["trainer"], lambda: self._fingerprint(config["data"]))
+        assert found is not None
+        raise _FoundError(str(found[0]))
+
+
+class _FoundError(Exception):
+    """The checkpoint that was searched for is found."""
+
+
+def find_last(configurations: Sequence[Path]) -> str:
+    """The newest checkpoint of the runs of a configuration, as `fit --ckpt_path last` finds it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    try:
+        _FindLast(["validate", *(f"--config={path}" for path in configurations)])
+    except _FoundError as found:
+        return str(found)
+    finally:  # the caller has no run, and no seed
+        os.environ.pop("PL_GLOBAL_SEED", None)
+        if seed is not None:
+            os.environ["PL_GLOBAL_SEED"] = seed
+    raise AssertionError("it stops before anything runs")
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Write a run's configuration and fingerprint next to its log, but over no file of the user or of another run.
 
@@ -385,3 +493,22 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+SHOWN = {
+    "data": tuple(DATA_SETS.values()),
+    "trainer.callbacks": (EMACallback, FIDCallback, SampleGridCallback, ThroughputCallback),
+}
+"""Classes whose options the help has: those that a configuration names are not among the parser's own."""
+
+
+def print_help(subcommand: str) -> None:
+    """Print all options of a subcommand, and those of our data sets and callbacks."""
+    asked = [
+        ["--help"],
+        *([f"--{key}.help", f"{kind.__module__}.{kind.__name__}"] for key, kinds in SHOWN.items() for kind in kinds),
+    ]
+    for args in asked:
+        with suppress(SystemExit):
+            VFSCLI([subcommand, *args])
+        print()

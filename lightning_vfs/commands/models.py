@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from lightning_vfs.core.checks import choose
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.core.fingerprint import KEY
@@ -21,7 +23,7 @@ def spell_out_raw(args: list[str]) -> list[str]:
     """Arguments with `--raw` as `--raw=true`, if no value follows: the parser needs one."""
     return [
         "--raw=true" if arg == "--raw" and after not in ("true", "false") else arg
-        for arg, after in zip(args, [*args[1:], ""], strict=True)
+        for arg, after in pairwise([*args, ""])
     ]
 
 

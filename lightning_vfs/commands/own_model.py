@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_vfs.commands.configurations import OPTIONS
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.modules import VFSDDPM
@@ -29,7 +29,7 @@ def own_model(args: Sequence[str]) -> tuple[type[VFSDDPM], list[str]]:
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         value = value if equals else args[i + 1] if i + 1 < len(args) else ""
-        if option in OPTIONS:
+        if option in CONFIG_OPTIONS:
             named = _of_configuration(value) or named
         elif option in ("--model", f"--{KEY}") and _is_class(value):
             named, args[i] = value, f"--{KEY}={value}" if equals else f"--{KEY}"

@@ -14,17 +14,22 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lightning_vfs.commands.closing import next_command
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
+from lightning_vfs.commands.machine import device_of
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core import requests
 from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import ConfigError, EvaluationError
-from lightning_vfs.core.files import local_path, make_room, replacing
+from lightning_vfs.core.files import check_is_folder, local_path, make_room, replacing
 from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
-from lightning_vfs.data.folders import support_files
+from lightning_vfs.data.folders import draw_support, support_files
 from lightning_vfs.data.layout import printable
 from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8
 from lightning_vfs.modules import VFSDDPM
@@ -89,6 +94,10 @@ def sample(
     check_whole_number("--batch_size", batch_size, 1)
     if framework == "jax" and device != "auto":
         raise ConfigError(f"--device {device} is torch's; JAX uses all devices that it finds (JAX_PLATFORMS chooses).")
+    if framework == "torch":
+        device_of(device)
+    folder = local_path(out, "--out")
+    check_is_folder(folder)
     sampling = SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval)
     model = load_model(ckpt_path, pretrained, autoencoder, raw)
     sets = model.config.sets
@@ -97,7 +106,7 @@ def sample(
     images = None
     if support is not None:
         images = load_support(_at_most(support, model.config, seed), sets.image_size, sets.channels)
-    folder, names = local_path(out, "--out"), [f"{i:04d}.png" for i in range(num_images)]
+    names = [f"{i:04d}.png" for i in range(num_images)]
     earlier = make_room(folder, LISTING, [*names, GRID])
     draw = _with_jax if framework == "jax" else _with_torch
     how = {"num_images": num_images, "label": label, "seed": seed}
@@ -123,6 +132,8 @@ def sample(
     of_support = "" if images is None else f" of {len(images)} support images"
     whose = "" if model.origin is None else f" ({model.origin})"
     print(f"{num_images} images and grid.png{of_support}: {folder}{whose}")
+    source = ("--ckpt_path", ckpt_path) if ckpt_path else ("--pretrained", pretrained)
+    print(next_command("evaluate", *source))
 
 
 def _check_finite(generated: Tensor, model: VFSDDPM, done: int) -> None:
@@ -149,8 +160,7 @@ def _at_most(support: str, config: VFSConfig, seed: int) -> list[Path]:
     files = support_files(support)
     if not config.encoder.fills_slots or len(files) <= config.sets.shots:
         return files
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[: config.sets.shots])
-    drawn = [files[i] for i in chosen]
+    drawn = draw_support(files, config.sets.shots, seed)
     names = ", ".join(printable(file.name) for file in drawn)
     print(f"{support} holds {len(files)} images, of which this model takes {len(drawn)}: {names}, by seed {seed}.")
     return drawn
@@ -188,15 +198,14 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
 
 
 def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Iterator[Tensor]:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.use_device(torch.device(device))
+    place = device_of(device)
+    model.use_device(place)
     try:
-        for generated in model.to(device).eval().sample_batches(images, **how):
+        for generated in model.to(place).eval().sample_batches(images, **how):
             yield generated.cpu()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{how['batch_size']} images at a time do not fit {device}'s memory: set --batch_size below that."
+            f"{how['batch_size']} images at a time do not fit {place}'s memory: set --batch_size below that."
         ) from error
 
 
@@ -226,4 +235,10 @@ def _picture(support: Tensor | None, generated: Tensor, per_row: int = 8) -> Ten
 
 def run(args: list[str]) -> None:
     """Parse the arguments and sample."""
-    auto_cli(sample, args=spell_out_raw(args), prog="lightning-vfs sample", as_positional=False)
+    auto_cli(
+        sample,
+        args=spell_out_raw(spell_out_last(args, find_last)),
+        prog="lightning-vfs sample",
+        as_positional=False,
+        parser_class=ExplainingParser,
+    )

@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.trust import refuse
@@ -19,8 +20,6 @@ HELP = (
     "Import path of code that the checkpoint or its run's configuration names, such as a custom encoder or data set, "
     "if you trust it: my_package, or my_package.MyEncoder; several are separated by commas."
 )
-
-CONFIG = ("--config", "-c")
 
 TRANSFORM = re.compile(r"torchvision\.transforms\.v2\.\w+")
 """Transforms that augment images; they are part of a package that is imported anyway."""
@@ -84,7 +83,7 @@ def _named(args: Sequence[str]) -> Iterator[str]:
             option, text = args[i - 1] if i else "", arg
         if option == "--trust":
             yield from (f"{name.strip()}." for name in text.split(","))
-        if option in CONFIG and Path(text).is_file():
+        if option in CONFIG_OPTIONS and Path(text).is_file():
             text = Path(text).read_text(errors="replace")
         yield from re.findall(r"(?<![\w./])[^\W\d]\w*\.[\w.]*\w(?![\w/])", text)
 

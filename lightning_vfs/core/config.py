@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_type_hints
 
-from lightning_vfs.core.checks import check_at_least, check_choices
+from lightning_vfs.core.checks import check_at_least, check_choices, is_path
 from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.diffusion_config import DiffusionConfig
 from lightning_vfs.core.encoder_config import POOLS, TOKEN_POOLS, EncoderConfig
@@ -109,6 +110,12 @@ class VFSConfig:
     latent: LatentConfig = field(default_factory=LatentConfig)
 
     def __post_init__(self) -> None:
+        for name, part in _parts().items():
+            if not isinstance(given := getattr(self, name), part):
+                raise ConfigError(
+                    f"VFSConfig.{name} is a {type(given).__name__}, but must be of the class {part.__name__}: "
+                    f"VFSConfig.from_dict({{{name!r}: {{...}}}}) takes plain values."
+                )
         self._check_latent()
         if self.encoder.has_patches:
             self._check_patches(self.encoder, self.encoder_size, 0)
@@ -172,12 +179,18 @@ class VFSConfig:
                     "that divides them."
                 )
             return
+        if encoder.encodes_each and is_path(self.denoiser.architecture):
+            raise ConfigError(
+                f"DenoiserConfig.conditioning is 'lag' and encoder.architecture {encoder.architecture!r}, whose tokens "
+                f"are shared by the images of a set, but the denoiser is {self.denoiser.architecture!r}, which takes a "
+                "context of its own for every image: set conditioning to 'film', or take another encoder."
+            )
         if encoder.pool not in TOKEN_POOLS:
             tokens = [pool for pool in POOLS[encoder.architecture] if pool in TOKEN_POOLS]
             raise ConfigError(
-                f"DenoiserConfig.conditioning is 'lag', but encoder.pool {encoder.pool!r} leaves one vector, to which "
-                f"every attention would be the same: set encoder.pool to {' or '.join(map(repr, tokens))}, or "
-                "conditioning to 'film'."
+                f"DenoiserConfig.conditioning is 'lag', but encoder.pool {encoder.pool!r} leaves one vector"
+                f"{' of an image' if encoder.encodes_each else ''}, to which every attention would be the same: set "
+                f"encoder.pool to {' or '.join(map(repr, tokens))}, or conditioning to 'film'."
             )
         if 1 in (wanted, self.encoder_tokens):
             raise ConfigError(
@@ -234,7 +247,10 @@ class VFSConfig:
 
     @property
     def encoder_tokens(self) -> int:
-        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 if it pools them itself."""
+        """Tokens that the encoder makes of a full set before `film` takes their mean; 1 if it pools them itself.
+
+        Of `set_tokens`, those of one image.
+        """
         encoder = self.encoder
         if encoder.architecture not in POOLS or encoder.pool not in TOKEN_POOLS:
             return 1
@@ -252,12 +268,18 @@ class VFSConfig:
 
     @property
     def encoded_shape(self) -> tuple[int, ...]:
-        """Shape of what the encoder makes of one set: (d,), with `lag` (tokens, d); d = `encoder.output_dim`."""
+        """Shape of what the encoder makes of one set: (d,), with `lag` (tokens, d); d = `encoder.output_dim`.
+
+        Of `set_tokens` with `lag`, of one image.
+        """
         return (*self._tokens_shape, self.encoder.output_dim)
 
     @property
     def context_shape(self) -> tuple[int, ...]:
-        """Shape of the context of one image: (d,), with `lag` (tokens, d), without any conditioning ()."""
+        """Shape of the context of one image: (d,), with `lag` (tokens, d), without any conditioning ().
+
+        Of `set_tokens` with `lag`, one image's part in the contexts of the others.
+        """
         return (*self._tokens_shape, self.encoder.context_dim) if self.encoder.context_dim else ()
 
     @property
@@ -272,7 +294,7 @@ class VFSConfig:
         Raises:
             ConfigError: an unknown name, or a value that is not allowed.
         """
-        parts = {f.name: get_type_hints(cls)[f.name] for f in fields(cls)}
+        parts = _parts()
         _refuse_unknown("VFSConfig", values, parts)
         built = {}
         for name, part in parts.items():
@@ -299,6 +321,13 @@ class VFSConfig:
             part: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
             for part, values in parts.items()
         }
+
+
+@cache
+def _parts() -> dict[str, type]:
+    """The parts of a configuration, by their names."""
+    hints = get_type_hints(VFSConfig)
+    return {f.name: hints[f.name] for f in fields(VFSConfig)}
 
 
 def _refuse_unknown(owner: str, given: Mapping[str, Any], known: Any) -> None:

@@ -32,9 +32,10 @@ class StaleSetSizeWarning(UserWarning):
 
 
 def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
-    """Set size that weights of this patch_dim were made for; None when they do not depend on it (`per_image_mean`).
+    """Set size that weights of this patch_dim were made for; None when they do not depend on it.
 
-    Weights of `per_slot_mean` and of a `vit` do not reveal it: the configuration stored with them states it.
+    They do not with the tokenizer `per_image_mean` and with the encoder `set_tokens`. Weights of `per_slot_mean` and of
+    a `vit` do not reveal it: the configuration stored with them states it.
 
     Raises:
         CheckpointError: `found` is not a patch_dim of this patch size and number of channels.
@@ -44,7 +45,8 @@ def set_size_of_weights(found: int, config: VFSConfig) -> int | None:
     pixels = f"{encoder.patch_size}\u00b2\u00b7{channels}"
     if not encoder.weights_state_set_size:
         if found != per_slot:
-            kind = "a `vit`" if encoder.architecture == "vit" else f"tokenizer `{encoder.tokenizer}`"
+            architecture, tokenizer = encoder.architecture, encoder.tokenizer
+            kind = f"tokenizer `{tokenizer}`" if architecture == "set_vit" else f"encoder `{architecture}`"
             raise CheckpointError(
                 f"The weights have a patch_dim of {found}, but {kind} with patches of "
                 f"{encoder.patch_size} and {channels} channels needs {pixels} = {per_slot}: "

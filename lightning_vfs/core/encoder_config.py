@@ -16,7 +16,7 @@ from lightning_vfs.core.checks import (
 )
 from lightning_vfs.core.errors import ConfigError
 
-EncoderArchitecture = Literal["set_vit", "vit", "unet", "class_label", "none"] | str
+EncoderArchitecture = Literal["set_vit", "vit", "set_tokens", "unet", "class_label", "none"] | str
 Tokenizer = Literal["stack", "per_image_mean", "per_slot_mean"]
 Pool = Literal["cls", "mean", "sum", "patches", "mean_patch", "sum_patch", "agg", "none"]
 TimeToken = Literal["none", "zero", "timestep"]
@@ -25,6 +25,7 @@ ContextKind = Literal["deterministic", "variational", "variational_discrete"]
 POOLS: dict[str, tuple[str, ...]] = {
     "set_vit": ("cls", "mean", "sum", "patches", "none"),
     "vit": ("cls", "mean", "sum", "mean_patch", "sum_patch", "agg", "none"),
+    "set_tokens": ("cls", "mean", "patches", "none"),
     "unet": ("mean", "none"),
 }
 """Poolings that an encoder's architecture has."""
@@ -39,9 +40,11 @@ class EncoderConfig:
 
     Args:
         architecture: `set_vit` (sViT: a transformer with LSA over the patches of a stacked set), `vit` (a transformer
-            over the patches of all images of the set together), `unet` (the encoder half of a UNet for every image,
-            then the mean over the set), `class_label` (an embedding of training classes: the class-conditional
-            baseline), `none` (the unconditional baseline), or the path of a custom class (CONTRIBUTING.md).
+            over the patches of all images of the set together), `set_tokens` (a transformer over the patches of every
+            image alone; an image is conditioned on the tokens of the others by attention, in sets of any size), `unet`
+            (the encoder half of a UNet for every image, then the mean over the set), `class_label` (an embedding of
+            training classes: the class-conditional baseline), `none` (the unconditional baseline), or the path of a
+            custom class (CONTRIBUTING.md).
         dim: width of the tokens and of the context.
         depth: transformer layers.
         heads: attention heads.
@@ -55,7 +58,9 @@ class EncoderConfig:
             tokens alone (`patches`), every token (`none`), of a `vit` the patch tokens' mean or sum over the set, seen
             by the transformer once more (`mean_patch`, `sum_patch`), or all tokens of patches that were averaged over
             the set beforehand (`agg`); of a `unet` the mean over the smallest feature map, or its positions (`none`).
-            Of several tokens, each goes through the head; `film` takes their mean, `lag` attends to them.
+            Of several tokens, each goes through the head; `film` takes their mean, `lag` attends to them. Of
+            `set_tokens`, what is left of every image: its class token, its tokens' mean, those of its patches or all;
+            `film` then pools them over the set by the attention of a learned query.
         time_token: `none`, `zero` (a token without a timestep, as the first JAX system had it), or `timestep` (the
             encoder sees t: in training and at every sampling step).
         dropout: probability of dropout in the encoder, 0 to below 1.
@@ -199,4 +204,9 @@ class EncoderConfig:
     @property
     def has_patches(self) -> bool:
         """Whether the encoder cuts images into patches."""
-        return self.architecture in ("set_vit", "vit")
+        return self.architecture in ("set_vit", "vit", "set_tokens")
+
+    @property
+    def encodes_each(self) -> bool:
+        """Whether every image of a set is encoded once, for all images that are conditioned on it."""
+        return self.architecture == "set_tokens"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LONGEST = 10_000
 """Characters of a message: names and values that it repeats may come from a damaged file."""
 
@@ -17,6 +19,14 @@ class VFSError(Exception):
 
 class ConfigError(VFSError, ValueError):
     """A configuration that cannot work; the message names the field, the value and what is allowed."""
+
+
+class UsageError(ConfigError):
+    """Arguments of the command line that cannot be taken; it ends with exit status 2."""
+
+    def explain(self, args: Sequence[str]) -> str:
+        """What is wrong with the arguments, in one line."""
+        return str(self)
 
 
 class DataError(VFSError, ValueError):

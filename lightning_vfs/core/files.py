@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
@@ -30,6 +31,12 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|.*/file:/")
 ABANDONED_SECONDS = 60.0
 """Age from which a temporary file of a process that no longer exists is removed."""
 
+ABANDONED_DAY = 86_400.0
+"""Age from which one of another machine is removed."""
+
+TEMPORARY = re.compile(r"^\..+\.\d+\.[0-9a-f]{8}\.tmp$")
+"""Names of temporary files."""
+
 
 @contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
@@ -48,7 +55,7 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = f".{path.name[:40]}.{socket.gethostname()[:20]}"
     if sync:  # not for each of many small files: it lists the folder
-        _remove_abandoned(path.parent, mine)
+        _remove_abandoned(path.parent, glob.escape(mine))
     temporary = path.with_name(f"{mine}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     temporary.touch()
     permissions = temporary.stat().st_mode  # as the user's umask says, which not every writer follows
@@ -68,8 +75,11 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove temporary files of killed processes of this machine: each could be as large as a checkpoint."""
-    for left in folder.glob(f"{glob.escape(prefix)}.*.*.tmp"):
+    """Remove temporary files of killed processes of this machine: each could be as large as a checkpoint.
+
+    `prefix` is a pattern of what stands before the number of the process.
+    """
+    for left in folder.glob(f"{prefix}.*.*.tmp"):
         try:
             abandoned = time.time() - left.stat().st_mtime > ABANDONED_SECONDS
             os.kill(int(left.name.split(".")[-3]), 0)
@@ -78,6 +88,18 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
                 left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, ignore_errors=True)
         except (OSError, ValueError):
             continue  # removed meanwhile, or of another user
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes of `replacing` have left in a folder, whatever they were writing.
+
+    Of other machines, whose processes are not known here, that is what nobody has written to for a day.
+    """
+    _remove_abandoned(folder, f".*.{glob.escape(socket.gethostname()[:20])}")
+    for left in folder.glob(".*.*.*.*.tmp"):
+        with contextlib.suppress(OSError):
+            if TEMPORARY.search(left.name) and time.time() - left.stat().st_mtime > ABANDONED_DAY:
+                left.unlink()
 
 
 def local_path(path: str | os.PathLike[str], option: str) -> Path:
@@ -116,6 +138,16 @@ def try_folder(folder: Path) -> None:
         os.fsync(probe.fileno())
 
 
+def check_is_folder(folder: Path) -> None:
+    """Refuse a folder to write to that is a file, or below one.
+
+    Raises:
+        ConfigError: what is there, and what to do.
+    """
+    if not (place := nearest(folder)).is_dir():
+        raise ConfigError(f"{place} is a file, not a folder that files can be written to: choose another folder.")
+
+
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
     """Check that files of these names can be written to a folder, replacing those of an earlier run.
 
@@ -130,6 +162,7 @@ def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be made or written, or holds files of these names that no listing names.
     """
+    check_is_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / f".{listing}", sync=False) as probe:

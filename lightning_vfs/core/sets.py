@@ -1,4 +1,4 @@
-"""Sets of images: leave-one-out, completion with zero images, subsampling."""
+"""Sets of images: leave-one-out, as images or as a mask, completion with zero images, subsampling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 from einops import reduce
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 
 def leave_one_out(x_set: Shaped[Any, "b n c h w"]) -> Shaped[Any, "b n n-1 c h w"]:
@@ -19,6 +19,26 @@ def leave_one_out(x_set: Shaped[Any, "b n c h w"]) -> Shaped[Any, "b n n-1 c h w
     other = place % (n - 1)
     other = other + xp.astype(other >= place // (n - 1), other.dtype)
     return xp.reshape(xp.take(x_set, other, axis=1), (b, n, n - 1, *image))
+
+
+def seen_images(
+    x_set: Shaped[Any, "b n c h w"], leave_out: bool, shots: Int[Any, " b"] | None = None
+) -> Bool[Any, "#b n n"]:
+    """Which images of a set (columns) each of its images (rows) is conditioned on: bool (b or 1, n, n).
+
+    Args:
+        x_set: the sets; only their shape and place matter.
+        leave_out: no image is conditioned on itself.
+        shots: int (b,), how many of these, in their order, images of set i are conditioned on; all by default.
+    """
+    xp = array_namespace(x_set)
+    place = xp.arange(x_set.shape[1], device=device(x_set))
+    row, column = place[:, None], place[None]
+    if leave_out:
+        seen, order = row != column, column - xp.astype(column > row, column.dtype)
+    else:
+        seen, order = row == row + 0 * column, column + 0 * row
+    return seen[None] if shots is None else seen[None] & (order[None] < shots[:, None, None])
 
 
 def complete(x_set: Shaped[Any, "b k c h w"], slots: int) -> Shaped[Any, "b {slots} c h w"]:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lightning_vfs.core.errors import DataError
-from lightning_vfs.core.files import local_path, replacing, try_folder
+from lightning_vfs.core.files import replacing, try_folder
+from lightning_vfs.data.cache_folder import FOLDER, Lease, make_space, mark_used, readable
 from lightning_vfs.data.images import ClassImages, map_images
+from lightning_vfs.data.tensor_file import TensorFile, check, mark_whole
 
 
 class DamagedCacheWarning(UserWarning):
     """A cache file could not be read, and is rebuilt."""
-
-
-def default_cache_dir() -> Path:
-    """`$LIGHTNING_VFS_CACHE`, or `~/.cache/lightning_vfs`."""
-    return local_path(os.environ.get("LIGHTNING_VFS_CACHE") or "~/.cache/lightning_vfs", "LIGHTNING_VFS_CACHE")
 
 
 def content_key(content: Any) -> str:
@@ -40,7 +36,7 @@ def warn_of_damage(path: Path, error: Exception) -> None:
     )
 
 
-def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassImages]) -> ClassImages:
+def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassImages], source: str = "") -> ClassImages:
     """Images from the cache, memory-mapped; built and stored first if they are not in it.
 
     Several processes can do so at once: a file appears complete, under its final name.
@@ -50,6 +46,7 @@ def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassIm
         name: prefix of the file's name, for people.
         key: as `content_key` gives it.
         build: decodes the images.
+        source: the folder or file that they are made of, for people.
 
     Warns:
         DamagedCacheWarning: the file was damaged; it is built again.
@@ -68,28 +65,47 @@ def cached_images(folder: Path, name: str, key: str, build: Callable[[], ClassIm
     except OSError as error:
         raise DataError(
             f"Decoded images cannot be written to the cache {folder}: {error}. Choose another folder by "
-            "--data.cache_dir or the environment variable LIGHTNING_VFS_CACHE."
+            f"--data.cache_dir or the environment variable {FOLDER}."
         ) from error
     images = build()
+    make_space(folder, images.images.nbytes, rank_zero_info)
     try:
-        _write(path, images)
+        _write(path, images, name, source)
     except (SafetensorError, OSError) as error:
         raise DataError(
             f"The decoded images cannot be written to the cache {folder}: {error}. They take "
-            f"{images.images.nbytes / 2**20:,.0f} MiB; choose another folder by --data.cache_dir or "
-            "the environment variable LIGHTNING_VFS_CACHE."
+            f"{readable(images.images.nbytes)}; choose another folder by --data.cache_dir or "
+            f"the environment variable {FOLDER}."
         ) from error
     return _read(path)
 
 
 def _read(path: Path) -> ClassImages:
+    lease = Lease(path)
+    check(path)
+    mark_used(path.with_suffix(".json"))
     # safetensors maps the file privately: nothing that is written to the tensor reaches the file.
     with safe_open(path, framework="pt") as file:
-        class_names, labels = json.loads(file.metadata()["class_names"]), file.get_tensor("labels").numpy()
-    return ClassImages(map_images(path), class_names, labels, mapped=path)
+        metadata, labels = file.metadata(), file.get_tensor("labels").numpy()
+    class_names = json.loads(metadata["class_names"])
+    images = ClassImages(map_images(path), class_names, labels, mapped=path, key=metadata["sha256"])
+    del lease  # which the images have by themselves
+    return images
 
 
-def _write(path: Path, images: ClassImages) -> None:
-    tensors = {"images": images.images, "labels": torch.from_numpy(images.labels)}
+def _write(path: Path, images: ClassImages, name: str, source: str) -> None:
+    pixels, labels = images.images, images.labels
+    about = {"about": f"{name}: {describe(pixels.shape)}", "source": source}
+    layout = {"images": ("U8", pixels.shape), "labels": ("I64", labels.shape)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"class_names": json.dumps(images.class_names)})
+        file = TensorFile(temporary, layout, {"class_names": json.dumps(images.class_names), **about})
+        file.write("images", pixels.numpy())
+        file.write("labels", np.asarray(labels))
+        file.finish()
+    mark_whole(path)
+
+
+def describe(shape: tuple[int, ...]) -> str:
+    """Images (N, c, h, w) in words."""
+    count, channels, height, width = shape
+    return f"{count:,} images of {height} x {width}, {'grey' if channels == 1 else 'RGB'}"

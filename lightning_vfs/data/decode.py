@@ -10,12 +10,16 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 
 from lightning_vfs.core.errors import DataError
 
 DECODING = 1
 """Version of the decoded pixels; raise it when they change."""
+
+PILLOW = ".".join(PIL.__version__.split(".")[:2])
+"""Pillow's version without its patch level, which does not change pixels."""
 
 
 FORMATS = frozenset(
@@ -26,6 +30,10 @@ FORMATS = frozenset(
 
 HEIC = frozenset([".heic", ".heif"])
 """Suffixes of what Pillow reads with the plugin pillow-heif."""
+
+
+threads = os.cpu_count()
+"""Images that are decoded at once; the processes that fetch batches set it to 1."""
 
 
 @cache
@@ -114,7 +122,9 @@ def decode_rows(decode_row: Callable[[int], np.ndarray], out: np.ndarray) -> lis
             return error
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    if threads == 1 or len(out) == 1:
+        return list(map(fill, range(len(out))))
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(fill, range(len(out))))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,29 +66,63 @@ class FolderSets(ImageSets):
             DataError: there is no such folder, or it holds no classes.
         """
         layout = find_classes(self.root, self.class_level)
-        paths = [path for found in layout.classes for path in found.images]
+        names = FileNames(self.root, layout)
+        states = np.concatenate([found.states for found in layout.classes])
         return FoundImages(
-            ImageFiles(root=self.root, paths=paths, image_size=self.image_size, channels=self.channels),
-            [printable(str(path.relative_to(self.root))) for path in paths],
+            ImageFiles(root=self.root, names=names, states=states, image_size=self.image_size, channels=self.channels),
+            PrintableNames(names),
             [found.name for found in layout.classes],
             [len(found.images) for found in layout.classes],
             [found.split for found in layout.classes],
-            _contents(layout),
+            contents_of(layout),
             layout.remarks(),
         )
 
 
-def _contents(layout: FolderLayout) -> dict[str, Any]:
+class FileNames(Sequence[str]):
+    """Paths below the root of all images of all classes, put together when they are asked for."""
+
+    def __init__(self, root: Path, layout: FolderLayout) -> None:
+        self._folders = [str(found.folder.relative_to(root)) for found in layout.classes]
+        self._images = [found.images for found in layout.classes]
+        self._ends = list(itertools.accumulate(map(len, self._images)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[str]:
+        for folder, images in zip(self._folders, self._images, strict=True):
+            for image in images:
+                yield f"{folder}/{image}"
+
+    def __getitem__(self, row: Any) -> Any:
+        if not 0 <= row < len(self):
+            raise IndexError(f"there are {len(self)} images; got the index {row}")
+        place = bisect.bisect_right(self._ends, row)
+        return f"{self._folders[place]}/{self._images[place][row - self._ends[place]]}"
+
+
+class PrintableNames(Sequence[str]):
+    """Names of files as text that can be printed, made when they are asked for."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: Any) -> Any:
+        return printable(self._names[row])
+
+
+def contents_of(layout: FolderLayout) -> dict[str, Any]:
+    """What a folder consists of: number of classes and images, and a hash of names and sizes."""
     sha, count = hashlib.sha256(), 0
-    for name, folder, split, images in layout.classes:
+    for name, _, split, images, states in layout.classes:
         sha.update(json.dumps([name, split, len(images)]).encode())
         count += len(images)
-        for path in images:
-            try:
-                size = path.stat().st_size
-            except OSError:
-                size = -1
-            sha.update(json.dumps([printable(str(path.relative_to(folder))), size]).encode())
+        for image, size in zip(images, states[:, 0].tolist(), strict=True):
+            sha.update(json.dumps([printable(image), max(size, -1)]).encode())
     return {"classes": len(layout.classes), "images": count, "files": sha.hexdigest()[:16]}
 
 
@@ -111,6 +147,14 @@ def support_files(paths_or_folder: str | os.PathLike[str] | Sequence[str | os.Pa
         if not path.exists():
             raise DataError(no_such(path))
     return paths
+
+
+def draw_support(files: Sequence[Path], most: int, seed: int) -> list[Path]:
+    """As many files as a model takes: all, or `most` of them, drawn by seed, in their order."""
+    if len(files) <= most:
+        return list(files)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[:most])
+    return [files[i] for i in chosen]
 
 
 def load_support(

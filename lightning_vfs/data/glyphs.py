@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
 from lightning_vfs.core.errors import DataError
 from lightning_vfs.core.files import file_sha256
 from lightning_vfs.data.cache import cached_images, content_key
+from lightning_vfs.data.decode import PILLOW
 from lightning_vfs.data.images import ClassImages
 from lightning_vfs.data.module import SetDataModule
 
@@ -29,6 +29,7 @@ FACES = tuple(
     + [f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")]
 )
 MIN_FACES = 12
+SOURCE = "the fonts of matplotlib"
 _RENDERING = 1  # raise it when the code below draws other pixels
 _SUPERSAMPLING = 4
 _EM, _BASELINE = 0.8, 0.78  # of the image's height; accents over capitals and descenders just fit
@@ -68,12 +69,14 @@ class GlyphSets(SetDataModule):
         """
         paths = _font_files()
         fonts = {face: file_sha256(path) for face, path in paths.items()}
-        versions = [_RENDERING, PIL.__version__, features.version("freetype2"), unicodedata.unidata_version]
+        versions = [_RENDERING, PILLOW, features.version("freetype2"), unicodedata.unidata_version]
         key = content_key({"fonts": fonts, "size": self.image_size, "min_faces": MIN_FACES, "versions": versions})
-        images = cached_images(self.cache_dir, "glyphs", key, lambda: _render_all(paths, self.image_size))
+        images = cached_images(self.cache_dir, "glyphs", key, lambda: _render_all(paths, self.image_size), SOURCE)
         if self.channels == 1:
             return images
-        return ClassImages(images.images.expand(-1, 3, -1, -1), images.class_names, images.labels, mapped=images.mapped)
+        return ClassImages(
+            images.images.expand(-1, 3, -1, -1), images.class_names, images.labels, mapped=images.mapped, key=images.key
+        )
 
 
 def _font_files() -> dict[str, Path]:

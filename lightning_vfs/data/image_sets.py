@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_vfs.core.errors import ConfigError, DataError
-from lightning_vfs.core.files import replacing
-from lightning_vfs.data.decoded import DecodedFiles, decoded_files
-from lightning_vfs.data.images import ClassImages, map_images
+from lightning_vfs.core.files import hash_of, replacing
+from lightning_vfs.data.decoded import DecodedFiles, UndecodedImages, decoded_files
+from lightning_vfs.data.images import ClassImages, DecodedWhenRead, map_images
 from lightning_vfs.data.layout import printable
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
 from lightning_vfs.data.sources import ImageSource, JoinedSources
@@ -57,19 +60,23 @@ class ImageSets(SetDataModule):
 
     Args:
         on_unreadable: `error` if images cannot be read, or `skip` them. All of them are listed in a file.
+        cache: decode all images once, into the cache. Otherwise they are decoded whenever they are read, to the same
+            pixels, which takes no space, and time in the processes of `num_workers`; an image that cannot be read then
+            stops the run when it is met, or, with `skip`, is found by decoding everything once.
         **kwargs: as for `SetDataModule`.
 
     Raises:
         ConfigError: a value is not allowed.
     """
 
-    may_change = SetDataModule.may_change | {"root", "on_unreadable"}
+    may_change = SetDataModule.may_change | {"root", "on_unreadable", "cache"}
 
-    def __init__(self, on_unreadable: Literal["error", "skip"] = "error", **kwargs: Any) -> None:
+    def __init__(self, on_unreadable: Literal["error", "skip"] = "error", cache: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if on_unreadable not in ("error", "skip"):
             raise ConfigError(f"on_unreadable is {on_unreadable!r}; allowed: 'error', 'skip'.")
         self.on_unreadable = on_unreadable
+        self.cache = cache
         self._remarks: list[str] = []
         self._contents: dict[str, Any] | None = None
 
@@ -91,19 +98,9 @@ class ImageSets(SetDataModule):
             DataError: what `find` raises, an image cannot be read, or the cache cannot be written.
         """
         found = self.find()
-        decoded = decoded_files(found.source, self.cache_dir, rank_zero_info)
         self._remarks = list(found.remarks)
         self._contents = dict(found.contents)
-        if not decoded.readable.all():
-            self._judge_unreadable(found.source, decoded)
-        everything = ClassImages(
-            map_images(decoded.path),
-            found.classes,
-            np.repeat(np.arange(len(found.classes)), found.counts),
-            found.names,
-            decoded.path,
-            None if decoded.readable.all() else np.flatnonzero(decoded.readable),
-        )
+        everything = self._cached(found) if self.cache else self._uncached(found)
         if not any(found.splits):
             return everything
         return {
@@ -111,6 +108,26 @@ class ImageSets(SetDataModule):
             for split in SPLITS
             if split in found.splits
         }
+
+    def _cached(self, found: FoundImages) -> ClassImages:
+        decoded = decoded_files(found.source, self.cache_dir, rank_zero_info)
+        rows = self._readable(found.source, decoded)
+        return _class_images(found, map_images(decoded.path), decoded.path, rows, decoded.key)
+
+    def _uncached(self, found: FoundImages) -> ClassImages:
+        source, rows = found.source, None
+        if self.on_unreadable == "skip":
+            rows = self._readable(source, decoded_files(source, self.cache_dir, rank_zero_info, keep_images=False))
+        advice = "Replace or remove it, or leave such images out with --data.on_unreadable skip."
+        key = hash_of(source.settings, source.fingerprints(), source.changed())
+        return _class_images(found, UndecodedImages(source, advice), None, rows, key)
+
+    def _readable(self, source: ImageSource, decoded: DecodedFiles) -> np.ndarray | None:
+        """Rows of the images that can be read; None for all."""
+        if decoded.readable.all():
+            return None
+        self._judge_unreadable(source, decoded)
+        return np.flatnonzero(decoded.readable)
 
     def remarks(self) -> list[str]:
         return self._remarks
@@ -125,10 +142,11 @@ class ImageSets(SetDataModule):
         """List what cannot be read in a file, and refuse it or say that it is left out."""
         rows = np.flatnonzero(~decoded.readable).tolist()
         listed = decoded.path.with_suffix(".unreadable.txt")
-        scratch = np.zeros((len(rows), source.channels, source.image_size, source.image_size), dtype=np.uint8)
-        reasons = [printable(str(error)) for error in source.decode(rows, scratch)]
-        with replacing(listed) as temporary:
-            temporary.write_text("".join(f"{reason}\n" for reason in reasons))
+        reasons = _listed(listed)
+        if len(reasons) != len(rows):
+            reasons = _reasons(source, rows)
+            with contextlib.suppress(OSError), replacing(listed) as temporary:  # the cache may be somebody else's
+                temporary.write_text("".join(f"{reason}\n" for reason in reasons))
         found = f"{len(rows):,} of {len(source):,} images cannot be read"
         if self.on_unreadable == "error":
             few = "\n".join(reasons[:10]) + (f"\n... and {len(reasons) - 10:,} more" if len(reasons) > 10 else "")
@@ -138,6 +156,35 @@ class ImageSets(SetDataModule):
             )
         self._remarks.append(f"Left out: {found} (listed in {listed}).")
         rank_zero_warn(f"{found}, and are left out: {listed} lists them.", category=UnreadableImagesWarning)
+
+
+def _class_images(
+    found: FoundImages,
+    images: torch.Tensor | DecodedWhenRead,
+    mapped: Path | None,
+    rows: np.ndarray | None,
+    key: str,
+) -> ClassImages:
+    labels = np.repeat(np.arange(len(found.classes)), found.counts)
+    return ClassImages(images, found.classes, labels, found.names, mapped, rows, key)
+
+
+def _listed(path: Path) -> list[str]:
+    """Lines of an earlier listing of what cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _reasons(source: ImageSource, rows: Sequence[int]) -> list[str]:
+    """Why images cannot be read, each in a line."""
+    reasons: list[str] = []
+    for start in range(0, len(rows), 64):
+        some = rows[start : start + 64]
+        scratch = np.zeros((len(some), source.channels, source.image_size, source.image_size), dtype=np.uint8)
+        reasons += [" ".join(printable(str(error)).split()) for error in source.decode(some, scratch)]
+    return reasons
 
 
 class Collection(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,40 @@ from numpy.typing import ArrayLike
 from safetensors import safe_open
 
 from lightning_vfs.core.errors import ConfigError, DataError
+from lightning_vfs.core.files import hash_of
+from lightning_vfs.data.cache_folder import Lease
 from lightning_vfs.data.draws import sample_distinct
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.float().div_(127.5).sub_(1)
+    """uint8 of any shape to float32 in [-1, 1]: x / 127.5 - 1, on every device the same numbers."""
+    # By a number of Python, CUDA would multiply with its reciprocal, which rounds otherwise.
+    half = torch.full((), 127.5, dtype=torch.float32, device=images.device)
+    return images.float().div_(half).sub_(1)
 
 
 def map_images(path: Path) -> torch.Tensor:
     """The tensor `images` of a safetensors file: pages are read when they are used, and shared between processes."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("images")
+
+
+class DecodedWhenRead(ABC):
+    """Images that are decoded whenever they are read, in place of a tensor uint8 (N, c, h, w).
+
+    Attributes:
+        shape: (N, c, h, w).
+    """
+
+    dtype, ndim = torch.uint8, 4
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Images: int64 (m,) to uint8 (m, c, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +79,14 @@ class ClassImages:
     """uint8 images grouped by class.
 
     Args:
-        images: uint8 (N, c, h, w), images of a class next to each other; may be memory-mapped.
+        images: uint8 (N, c, h, w), images of a class next to each other; may be memory-mapped, or decoded when read.
         class_names: name of every class.
         labels: int64 (N,), index into `class_names` of every image, in ascending order.
         files: path of every image, for people; None if images are not files.
         mapped: safetensors file whose tensor `images` the images are, or are expanded from. When pickled, as for
             workers that are not forked, they are mapped from it again instead of copied.
         rows: int64 (M,), ascending, the images that count; all by default.
+        key: that other pixels do not have; None if it is not known.
 
     Attributes:
         class_names: name of every class.
@@ -77,12 +101,13 @@ class ClassImages:
 
     def __init__(
         self,
-        images: torch.Tensor,
+        images: torch.Tensor | DecodedWhenRead,
         class_names: Sequence[str],
         labels: ArrayLike,
         files: Sequence[str] | None = None,
         mapped: Path | None = None,
         rows: np.ndarray | None = None,
+        key: str | None = None,
     ) -> None:
         labels = np.asarray(labels, dtype=np.int64)
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -93,10 +118,12 @@ class ClassImages:
             raise DataError(f"labels must be in ascending order, from 0 to {len(class_names) - 1} (classes less one).")
         if files is not None and len(files) != len(images):
             raise DataError(f"files must be one path per image, {len(images)}; got {len(files)}.")
-        self._stored = images
+        self._stored: torch.Tensor | DecodedWhenRead = images
         self._files = files
         self.mapped = mapped
+        self._lease = None if mapped is None else Lease(mapped)
         self._rows = rows
+        self._key = key
         self._turns: np.ndarray | None = None
         self._set_classes(class_names, labels if rows is None else labels[rows])
 
@@ -107,11 +134,12 @@ class ClassImages:
         self.offsets = np.cumsum(self.counts) - self.counts
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | ({} if self.mapped is None else {"_stored": self._stored.shape})
+        return self.__dict__ | ({} if self.mapped is None else {"_stored": self._stored.shape, "_lease": None})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.mapped is not None:
+            self._lease = Lease(self.mapped)
             self._stored = map_images(self.mapped).expand(state["_stored"])
 
     def __len__(self) -> int:
@@ -124,9 +152,18 @@ class ClassImages:
         return len(self.class_names)
 
     @property
+    def key(self) -> str | None:
+        """What no other images have: equal for equal files, selections and turns; None if it is not known."""
+        if self._key is None:
+            return None
+        rows = np.arange(len(self)) if self._rows is None else self._rows
+        turns = np.zeros(0) if self._turns is None else self._turns
+        return hash_of(self._key, rows, turns, np.asarray(self._stored.shape))
+
+    @property
     def images(self) -> torch.Tensor:
         """All images, uint8 (N, c, h, w): the stored tensor itself, or a copy if they are selected or turned."""
-        if self._turns is not None:
+        if self._turns is not None or isinstance(self._stored, DecodedWhenRead):
             return self.uint8(np.arange(len(self)))
         return self._stored if self._rows is None else self._stored[torch.from_numpy(self._rows)]
 
@@ -143,8 +180,8 @@ class ClassImages:
         rows = np.repeat(self.offsets[classes], counts) + position
         selected = object.__new__(ClassImages)
         selected._stored = self._stored
-        selected._files = self._files
-        selected.mapped = self.mapped
+        selected._files, selected._key = self._files, self._key
+        selected.mapped, selected._lease = self.mapped, self._lease
         selected._rows = rows if self._rows is None else self._rows[rows]
         selected._turns = turns if turns is None else np.repeat(turns, counts)
         if self._turns is not None:

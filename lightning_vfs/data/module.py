@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -18,8 +19,9 @@ from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data.augmentation import Augmentation
-from lightning_vfs.data.cache import default_cache_dir
-from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.cache_folder import default_cache_dir, size_limit
+from lightning_vfs.data.images import ClassImages, to_float
+from lightning_vfs.data.mapped import MappedRows
 from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
 
 Split = Literal["train", "val", "test"]
@@ -35,7 +37,8 @@ class SetDataModule(LightningDataModule, ABC):
 
     A subclass loads its images in `load`. Training draws different sets in every epoch, validation and test always the
     same; they depend on the seed and the epoch, not on the number of workers or ranks. Batches are `SetBatch`: images
-    (b, n, c, h, w) in [-1, 1], label (b,), index (b,).
+    (b, n, c, h, w), label (b,), index (b,). Images travel as uint8, a quarter of the bytes, and become floats in
+    [-1, 1] on the device, before a module of the trainer sees them.
 
     Args:
         set_size: images per set (n), at least 2; classes with fewer images are left out.
@@ -92,11 +95,13 @@ class SetDataModule(LightningDataModule, ABC):
         self.split_fractions = split_fractions
         self.seed = seed
         self.cache_dir = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+        size_limit(self.cache_dir)  # refuses one that is not a size
         self.turned_classes = turned_classes
         self.augmentation = augmentation
         self._check_arguments()
         self._augment = Augmentation.of(augmentation, channels, image_size)
         self._splits: dict[Split, ClassImages] = {}
+        self._latents: dict[Split, MappedRows] = {}
 
     @abstractmethod
     def load(self) -> ClassImages | Mapping[Split, ClassImages]:
@@ -169,6 +174,15 @@ class SetDataModule(LightningDataModule, ABC):
         """The test sets."""
         return self._loader("test")
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Scale uint8 images to [-1, 1] on the device, in the trainer's precision; other batches stay as they are."""
+        if isinstance(batch, dict) and getattr(batch.get("images"), "dtype", None) == torch.uint8:
+            images = to_float(batch["images"])
+            if self.trainer is not None:
+                images = self.trainer.precision_plugin.convert_input(images)
+            return {**batch, "images": images}
+        return batch
+
     def describe(self) -> str:
         """Classes and images of every split, and what a set is, in a line; then a line for each remark."""
         self.setup()
@@ -205,8 +219,34 @@ class SetDataModule(LightningDataModule, ABC):
 
     def _loader(self, name: Split) -> SetLoader:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        augment = self._augment if name == "train" else None
-        return SetLoader(self._sampler(name), self.num_workers, pin_memory=on_cuda, augment=augment)
+        return SetLoader(
+            self._sampler(name),
+            self.num_workers,
+            pin_memory=on_cuda,
+            augment=self._augment if self.is_augmented(name) else None,
+            latents=self._latents.get(name),
+        )
+
+    def is_augmented(self, name: Split) -> bool:
+        """Whether the images of a split's batches are changed."""
+        return name == "train" and self._augment is not None
+
+    def use_latents(self, name: Split, latents: MappedRows) -> None:
+        """Deliver latents with the images of a split's batches, from now on.
+
+        Args:
+            name: a split that no augmentation changes.
+            latents: of all its images, in their order.
+
+        Raises:
+            ConfigError: the split's images are changed, or are not as many.
+        """
+        if self.is_augmented(name) or len(latents) != len(self.split(name)):
+            raise ConfigError(
+                f"Latents of {len(latents)} images are not those of the split {name}, which has "
+                f"{len(self.split(name))}{', changed by augmentation' if self.is_augmented(name) else ''}."
+            )
+        self._latents[name] = latents
 
     def _sampler(self, name: Split) -> SetSampler:
         trainer, training = self.trainer, name == "train"

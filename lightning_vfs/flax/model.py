@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from lightning_vfs.modules import FewShotDiffusion as TorchModel
 
 NOT_IN_JAX = {
+    "encoder.architecture=set_tokens": "the encoder `set_tokens` runs only in torch",
     "latent.autoencoder": "the autoencoder, in whose latents it diffuses, runs only in torch",
     "encoder.options": "an encoder of your own runs only in torch",
     "denoiser.options": "a denoiser of your own runs only in torch",
 }
-"""Options of `VFSConfig` that the twin does not have, and why: it refuses models that set them."""
+"""Options of `VFSConfig` that the twin does not have, or values of them, and why: it refuses models that set them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ class FlaxVFSDDPM:
     @classmethod
     def from_torch(cls, model: TorchModel) -> FlaxVFSDDPM:
         """The twin of a torch model, with the weights that it holds now."""
+        _refuse_what_is_not_in_jax(model.config)
         state_dict = {name: tensor.detach().cpu().float().numpy() for name, tensor in model.state_dict().items()}
         return cls(model.config, unflatten_dict(to_jax_params(state_dict, model.config), sep="/"))
 
@@ -85,6 +87,7 @@ class FlaxVFSDDPM:
         """
         config, state_dict = load_pretrained(name, "np")
         config = contract.config_for_weights(state_dict, config)
+        _refuse_what_is_not_in_jax(config)
         return cls(config, unflatten_dict(_leaves(state_dict, config, name), sep="/"))
 
     @cached_property
@@ -298,10 +301,11 @@ class FlaxVFSDDPM:
 def _refuse_what_is_not_in_jax(config: VFSConfig) -> None:
     given, defaults = config.to_dict(), VFSConfig().to_dict()
     for option, reason in NOT_IN_JAX.items():
-        part, name = option.split(".")
-        if given[part][name] != defaults[part][name]:
+        path, _, value = option.partition("=")
+        part, name = path.split(".")
+        if given[part][name] == value if value else given[part][name] != defaults[part][name]:
             raise ConfigError(
-                f"FlaxVFSDDPM does not run this model: {option} is {given[part][name]!r}, but {reason}. Sample it in "
+                f"FlaxVFSDDPM does not run this model: {path} is {given[part][name]!r}, but {reason}. Sample it in "
                 "torch, by VFSDDPM.sample or `lightning-vfs sample --framework torch`."
             )
 

@@ -200,8 +200,7 @@ def _refuse_other_networks(config: VFSConfig) -> None:
 def _cannot_express(state: str, lost: list[str]) -> str:
     return (
         f"The JAX system{state} cannot express this model: {'; '.join(lost)}. Sample it in JAX with "
-        "FlaxVFSDDPM.from_torch(model), which runs every model except those of latents, or train one with those "
-        "options."
+        "FlaxVFSDDPM.from_torch(model), which refuses by name what it cannot run, or train one with those options."
     )
 
 

@@ -23,7 +23,7 @@ def parameter_table(config: VFSConfig) -> ParameterTable:
     """All parameters of a model, in the order in which images go through it.
 
     Raises:
-        ConfigError: a custom network, whose parameters are unknown here.
+        ConfigError: a custom network, whose parameters are unknown here, or one that JAX does not have.
     """
     table, encoder = ParameterTable(), config.encoder
     for architecture in (encoder.architecture, config.denoiser.architecture):
@@ -34,6 +34,8 @@ def parameter_table(config: VFSConfig) -> ParameterTable:
             _transformer_encoder(table, config)
         case "unet":
             unet_encoder(table, config)
+        case "set_tokens":
+            raise ConfigError("encoder.architecture is 'set_tokens': there is no such network in JAX.")
         case "class_label":
             table.same("encoder.table", "encoder/params/table")
     if encoder.projection_dim:

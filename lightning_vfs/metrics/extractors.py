@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch_fidelity.utils import create_feature_extractor
 
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import file_sha256, local_path
-from lightning_vfs.metrics import glyph_cnn
+from lightning_vfs.metrics import extractor_folder, glyph_cnn
+from lightning_vfs.metrics.classifier import ClassifierFeatures
 from lightning_vfs.training.torch_files import load_torch_file
 
 INCEPTION = "inception-v3-compat"
@@ -33,12 +35,15 @@ class ImageFeatures:
     It is not a torch module, so a metric or callback that holds it adds nothing to a LightningModule's weights.
 
     Args:
-        name: a name in torch-fidelity's registry: `inception-v3-compat`, `glyph-cnn`, or one registered by the user.
+        name: a name in torch-fidelity's registry: `inception-v3-compat`, `glyph-cnn`, or one registered by the user; or
+            the folder of an extractor that `lightning-vfs extractor fit` has trained.
         metrics: metrics that the features are for (`fid`, `kid`, `isc`, `prc`); the extractor says which of its
             layers each of them takes.
         weights_path: the extractor's weights; by default torch-fidelity downloads them, `glyph-cnn` has its own.
 
     Attributes:
+        name: of the extractor; of a folder, the name that its card gives.
+        card: of a folder, what its extractor was trained on; None for others.
         layers: the layer of each metric.
         dims: features d of each layer.
         dtype: the features' type, by name.
@@ -55,20 +60,41 @@ class ImageFeatures:
         metrics: Iterable[str] = ("fid",),
         weights_path: str | os.PathLike[str] | None = None,
     ) -> None:
-        if name not in FEATURE_EXTRACTORS_REGISTRY:
+        folder = extractor_folder.is_folder(name)
+        if not folder and name not in FEATURE_EXTRACTORS_REGISTRY:
             known = ", ".join(FEATURE_EXTRACTORS_REGISTRY)
             raise EvaluationError(
-                f"There is no feature extractor {name!r}; known: {known}. "
-                "Others are added with torch_fidelity.register_feature_extractor."
+                f"There is no feature extractor {name!r}; known: {known}, and folders of `lightning-vfs extractor "
+                "fit`. Others are added with torch_fidelity.register_feature_extractor."
             )
         metrics = tuple(metrics)
         check_metrics(metrics)
         self.name = name
-        self.layers: dict[str, str] = {metric: _layer(name, metric) for metric in metrics}
-        self._extractor = _build(name, sorted(set(self.layers.values())), weights_path)
-        self._weights_file = _weights_file(name, weights_path)
+        self.card: dict[str, Any] | None = None
+        self._extractor: FeatureExtractorBase
+        self._weights_file: Path | None
+        self.layers: dict[str, str] = {
+            metric: ClassifierFeatures.get_default_feature_layer_for_metric(metric) if folder else _layer(name, metric)
+            for metric in metrics
+        }
+        layers = sorted(set(self.layers.values()))
+        if folder:
+            self._take_folder(name, layers, weights_path)
+        else:
+            self._extractor = _build(name, layers, weights_path)
+            self._weights_file = _weights_file(name, weights_path)
         probe = self(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         self.dims: dict[str, int] = {layer: features.shape[1] for layer, features in probe.items()}
+
+    def _take_folder(self, folder: str, layers: list[str], weights_path: str | os.PathLike[str] | None) -> None:
+        if weights_path is not None:
+            raise EvaluationError(
+                f"feature_extractor is the folder {folder}, which has its own weights: leave out weights_path."
+            )
+        classifier, self.card = extractor_folder.load_extractor(folder)
+        self.name = self.card["name"]
+        self._extractor = ClassifierFeatures(self.name, layers, classifier)
+        self._weights_file = local_path(folder, "feature_extractor") / extractor_folder.WEIGHTS
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -5,7 +5,7 @@ from lightning_vfs.modules.context import ClassContext, DiscreteContext, Gaussia
 from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.generation import FewShotGenerator
-from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
+from lightning_vfs.modules.set_encoder import SetEncoder, SetTokens, ViTEncoder
 from lightning_vfs.modules.spt import SPT
 from lightning_vfs.modules.unet import UNet, UNetEncoder
 from lightning_vfs.modules.vfsddpm import VFSDDPM
@@ -23,6 +23,7 @@ __all__ = [
     "GaussianContext",
     "OptimizerConfig",
     "SetEncoder",
+    "SetTokens",
     "UNet",
     "UNetEncoder",
     "ViTEncoder",

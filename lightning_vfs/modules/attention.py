@@ -7,11 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_vfs.modules.dropout import Dropout
 from lightning_vfs.modules.layers import LAYER_NORM_EPS
+from lightning_vfs.modules.set_context import SetContext, attend_to_context, tokens_of
 
 
 class Attention(nn.Module):
@@ -43,10 +44,40 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m context_dim"]) -> Float[Tensor, "b l d"]:
+    def forward(
+        self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m context_dim"] | SetContext
+    ) -> Float[Tensor, "b l d"]:
         q = rearrange(self.q(self.norm(x)), "b l (h d) -> b h l d", h=self.heads)
-        k, v = rearrange(self.kv(self.context_norm(context)), "b m (two h d) -> two b h m d", two=2, h=self.heads)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
+        tokens = self.context_norm(tokens_of(context))
+        k, v = rearrange(self.kv(tokens), "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        return self.out(attend_to_context(q, k, v, context))
+
+
+class AttentionPooling(nn.Module):
+    """Vectors of the tokens of a set by attention of one learned query, each of the tokens of some images.
+
+    Pooling by multihead attention with one seed (Lee et al. 2019, arXiv 1810.00825, section 3.2). At first all tokens
+    weigh alike.
+
+    Shapes: tokens (b, s, l, dim), seen bool (b or 1, m, s), whether a vector is made of an image -> (b, m, dim).
+    """
+
+    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(heads, dim_head))
+        self.to_kv = nn.Linear(dim, 2 * heads * dim_head)
+        self.to_out = nn.Linear(heads * dim_head, dim)
+
+    def forward(
+        self, tokens: Float[Tensor, "b s l dim"], seen: Bool[Tensor, "#b m s"] | None = None
+    ) -> Float[Tensor, "b m dim"]:
+        """One vector of all images (m = 1) without `seen`."""
+        b, _, length, _ = tokens.shape
+        heads = len(self.query)
+        k, v = rearrange(self.to_kv(tokens), "b s l (two h d) -> two b h (s l) d", two=2, h=heads)
+        m, mask = (1, None) if seen is None else (seen.shape[1], seen.repeat_interleave(length, dim=-1)[:, None])
+        q = self.query.to(k.dtype)[None, :, None].expand(b, -1, m, -1)
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h m d -> b m (h d)"))
 
 
 class EncoderAttention(nn.Module):

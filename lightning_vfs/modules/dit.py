@@ -21,6 +21,7 @@ from lightning_vfs.modules.layers import (
     initialize_linear,
     initialize_zero,
 )
+from lightning_vfs.modules.set_context import Context, SetContext
 from lightning_vfs.training.blocks import NetworkBlock
 
 TIMESTEP_FEATURES = 256
@@ -51,7 +52,9 @@ class DiTBlock(NetworkBlock):
         self.modulation = nn.Linear(dim, 6 * dim)
         self.context_scale = nn.Parameter(torch.ones(dim)) if config.normalize_condition else None
 
-    def compute(self, x: Tensor, condition: Tensor, context: Tensor | None = None, key: Tensor | None = None) -> Tensor:
+    def compute(
+        self, x: Tensor, condition: Tensor, context: Context | None = None, key: Tensor | None = None
+    ) -> Tensor:
         if self.context_scale is not None:
             condition = F.layer_norm(condition, condition.shape[-1:], eps=LAYER_NORM_EPS) * self.context_scale
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
@@ -78,8 +81,8 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """Denoiser: x_t (b, c, h, w), t int (b,), context -> (b, c or 2c, h, w).
 
-    The context is (b, d) for `film`, (b, tokens, d) for `lag`, and None for an unconditional model. Dropout in training
-    follows `key`, int64 (b,).
+    The context is (b, d) for `film`, (b, tokens, d) or one that images share for `lag`, and None for an unconditional
+    model. Dropout in training follows `key`, int64 (b,).
     """
 
     def __init__(self, config: VFSConfig) -> None:
@@ -119,7 +122,7 @@ class DiT(nn.Module):
         self,
         x_t: Float[Tensor, "b c h w"],
         t: Num[Tensor, " b"],
-        context: Float[Tensor, "b *tokens d"] | None,
+        context: Float[Tensor, "b *tokens d"] | SetContext | None,
         key: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b outputs h w"]:
         pad = self.config.pad
@@ -133,11 +136,11 @@ class DiT(nn.Module):
         image = unpatchify(self.final(x, condition), self.config.patch_size, self.out_channels)
         return image[..., pad : image.shape[-2] - pad, pad : image.shape[-1] - pad] if pad else image
 
-    def _condition(self, t: Tensor, context: Tensor | None) -> Tensor:
+    def _condition(self, t: Tensor, context: Context | None) -> Tensor:
         time = self.time_embed(t.float() * self.timestep_scale)
         if not self.has_film:
             return time
-        assert context is not None, "this denoiser is conditioned on a context"
+        assert isinstance(context, Tensor), "this denoiser is conditioned on a context"
         if self.config.film == "add":
             return time + self.context_proj(context)
         return self.context_proj(torch.cat([time, context.to(time.dtype)], dim=-1))

@@ -14,17 +14,19 @@ from lightning_vfs.core.checks import choose
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.diffusion import GaussianDiffusion
 from lightning_vfs.core.errors import ConfigError
-from lightning_vfs.core.sets import complete, keep_first, leave_one_out, pool_tokens
+from lightning_vfs.core.sets import complete, keep_first, leave_one_out, pool_tokens, seen_images
 from lightning_vfs.modules.context import ClassContext, DiscreteContext, GaussianContext
 from lightning_vfs.modules.dit import DiT
 from lightning_vfs.modules.latent import Autoencoder
-from lightning_vfs.modules.set_encoder import SetEncoder, ViTEncoder
+from lightning_vfs.modules.set_context import SetContext
+from lightning_vfs.modules.set_encoder import SetEncoder, SetTokens, ViTEncoder
 from lightning_vfs.modules.unet import UNet, UNetEncoder
 from lightning_vfs.training.precision import at_least_float32
 
 ENCODERS: dict[str, type[nn.Module]] = {
     "set_vit": SetEncoder,
     "vit": ViTEncoder,
+    "set_tokens": SetTokens,
     "unet": UNetEncoder,
     "class_label": ClassContext,
 }
@@ -102,7 +104,8 @@ class FewShotDiffusion(nn.Module):
 
         Returns:
             (b*n, d), or (b*n, tokens, d) for `lag`; None for an unconditional model. With a variational context, what
-            its posterior is made of.
+            its posterior is made of. Of `set_tokens` with `lag`, the tokens of every image itself, of which `losses`
+            lets each image see those of the others.
 
         Raises:
             ValueError: no label for a class-conditional model, no t for an encoder that sees it, or no key in training
@@ -112,12 +115,25 @@ class FewShotDiffusion(nn.Module):
         if self.config.encoder.condition != "support":
             context = self._label_context(label)
             return None if context is None else context.repeat_interleave(n, dim=0)
+        if self.config.encoder.encodes_each:
+            return self._encode_each(x_set, t, shots, key)
         if self.config.sets.held_out == "none":
             of_sets = None if key is None else key[:, 0]
             return self._encode(x_set, t, shots, of_sets).repeat_interleave(n, dim=0)
         others = rearrange(leave_one_out(x_set), "b n k c h w -> (b n) k c h w")
         t, shots = (None if each is None else each.repeat_interleave(n) for each in (t, shots))
         return self._encode(others, t, shots, None if key is None else key.flatten())
+
+    def _encode_each(self, x_set: Tensor, t: Tensor | None, shots: Tensor | None, key: Tensor | None) -> Tensor:
+        """Each image encoded once: (b, n, c, h, w) -> (b*n, d) of those it is conditioned on, or (b*n, tokens, d)."""
+        assert self.encoder is not None
+        if self.config.denoiser.conditioning == "lag":
+            return rearrange(self._encode(x_set, t, None, key), "b (n l) d -> (b n) l d", n=x_set.shape[1])
+        return self.encoder(x_set, t, self._seen(x_set, shots), key)
+
+    def _seen(self, x_set: Tensor, shots: Tensor | None) -> Tensor:
+        """Which images of a set each of its images is conditioned on: bool (b or 1, n, n)."""
+        return seen_images(x_set, self.config.sets.held_out != "none", shots)
 
     def _label_context(self, label: Tensor | None) -> Tensor | None:
         if self.encoder is None:
@@ -136,7 +152,7 @@ class FewShotDiffusion(nn.Module):
         if self.config.encoder.fills_slots:
             x_set = complete(x_set, self.config.sets.slots)
         encoded = self.encoder(x_set, t, shots, key)
-        groups = self.config.denoiser.context_tokens
+        groups = self.config.denoiser.context_tokens * (x_set.shape[1] if self.config.encoder.encodes_each else 1)
         return pool_tokens(encoded, groups) if groups else encoded
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -190,17 +206,26 @@ class FewShotDiffusion(nn.Module):
         context, kl = self.context(seen, t, shots, label, encoder_key), None
         if self.posterior is not None and context is not None and latent_noise is not None:
             context, kl = self.posterior.draw(context, latent_noise)
-        if self.null_context is not None and context is not None and dropped is not None:
-            dropped = dropped.reshape(-1, *[1] * (context.ndim - 1))
-            context = torch.where(dropped, self.null_context.to(context.dtype), context)
+        condition = None if context is None else self._condition(context, x_set, shots, dropped)
         x_0 = at_least_float32(diffused.flatten(0, 1))
         noise, t_image = noise.flatten(0, 1).to(x_0), t.repeat_interleave(n)
         x_t = self.diffusion.q_sample(x_0, t_image, noise)
         model_output = at_least_float32(
-            self.denoiser(x_t, t_image, context, None if denoiser_key is None else denoiser_key.flatten())
+            self.denoiser(x_t, t_image, condition, None if denoiser_key is None else denoiser_key.flatten())
         )
         losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, Tensor.detach)
         return losses.reshape(b, n).mean(dim=1), None if kl is None else kl.reshape(b, n).mean(dim=1)
+
+    def _condition(
+        self, context: Tensor, x_set: Tensor, shots: Tensor | None, dropped: Tensor | None
+    ) -> Tensor | SetContext:
+        """What the denoiser is given: contexts of every image or what a set shares, null contexts where dropped."""
+        if self.config.encoder.encodes_each and self.config.denoiser.conditioning == "lag":
+            return SetContext.of_images(context, self._seen(x_set, shots), self.null_context, dropped)
+        if self.null_context is None or dropped is None:
+            return context
+        dropped = dropped.reshape(-1, *[1] * (context.ndim - 1))
+        return torch.where(dropped, self.null_context.to(context.dtype), context)
 
     def loss(
         self,

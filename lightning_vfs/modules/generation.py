@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
 from lightning_vfs.core.requests import Condition, check_guidance, check_support
 from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.data.folders import draw_support, load_support, support_files
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import START, indexed_normal
 from lightning_vfs.training.precision import at_least_float32
@@ -47,6 +49,26 @@ class Conditioning(NamedTuple):
 
 class FewShotGenerator(FewShotDiffusion):
     """A few-shot diffusion model that encodes supports, and generates images from them."""
+
+    def load_support(
+        self, paths_or_folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], seed: int = 0
+    ) -> Float[Tensor, "k c h w"]:
+        """Images that condition a generation, as this model takes them.
+
+        Args:
+            paths_or_folder: image files, or the folder of one class.
+            seed: draws `config.sets.shots` images, from more than the model takes.
+
+        Returns:
+            float32 (k, c, h, w) in [-1, 1], for `sample`, on the CPU.
+
+        Raises:
+            DataError: there is no such file or folder, no image in it, or one that cannot be read.
+        """
+        sets, files = self.config.sets, support_files(paths_or_folder)
+        if self.config.encoder.fills_slots:
+            files = draw_support(files, sets.shots, seed)
+        return load_support(files, sets.image_size, sets.channels)
 
     @torch.no_grad()
     def encode(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.encoder_config import EncoderConfig
 from lightning_vfs.core.sets import set_mean
-from lightning_vfs.modules.attention import LSA, EncoderAttention
+from lightning_vfs.modules.attention import LSA, AttentionPooling, EncoderAttention
 from lightning_vfs.modules.dropout import Dropout, number_dropout
 from lightning_vfs.modules.layers import (
     LAYER_NORM_EPS,
@@ -91,6 +91,12 @@ class SetEncoder(nn.Module):
         self, x_set: Tensor, t: Tensor | None = None, shots: Tensor | None = None, key: Tensor | None = None
     ) -> Tensor:
         """Context of every set; raises ValueError where the encoder sees t and gets none."""
+        out = self._through_head(self.head_norm(self._pooled(x_set, t, shots, key)), key)
+        out = out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1)
+        return out if self.projection is None else self.projection(out, key)
+
+    def _pooled(self, x_set: Tensor, t: Tensor | None, shots: Tensor | None, key: Tensor | None) -> Tensor:
+        """What the pool leaves of a set's tokens, behind the transformer: (b, dim) or (b, tokens, dim)."""
         patches = self._patch_tokens(x_set, shots)
         b = patches.shape[0]
         extra = [self.cls_token.expand(b, -1, -1)]
@@ -98,11 +104,11 @@ class SetEncoder(nn.Module):
             extra.append(self._time_token(b, t))
         x = torch.cat([*(token.to(patches.dtype) for token in extra), patches], dim=1)
         x = self.dropout(x + self._positions(patches.shape[1]), key)
-        out = self.head_norm(self._pool(self._transform(x, key), key))
+        return self._pool(self._transform(x, key), key)
+
+    def _through_head(self, x: Tensor, key: Tensor | None) -> Tensor:
         # A hidden head is a feed-forward layer, with dropout in it and after it.
-        out = self.head_dropout(self.head(out, key), key) if self.config.head_hidden_dim else self.head(out)
-        out = out if out.ndim == 2 or self.gives_tokens else out.mean(dim=1)
-        return out if self.projection is None else self.projection(out, key)
+        return self.head_dropout(self.head(x, key), key) if self.config.head_hidden_dim else self.head(x)
 
     def _transform(self, x: Tensor, key: Tensor | None) -> Tensor:
         for layer in self.layers:
@@ -169,3 +175,39 @@ class ViTEncoder(SetEncoder):
                 return self._transform(pooled, None if key is None else random_bits(key, 1)[:, 0])
             case _:
                 return super()._pool(x, key)
+
+
+class SetTokens(SetEncoder):
+    """Tokens of every image of a set: a transformer over the patches of one image at a time.
+
+    Images meet only where they condition another: the denoiser attends to their tokens (`lag`), or a learned query does
+    and leaves one vector of those that are seen (`film`). So neither their number nor their order matters, and each is
+    encoded once for all images that are conditioned on it.
+
+    Shapes: x_set (b, s, c, h, w) in [-1, 1] with any s, t int (b,) or None -> with `lag` (b, s * tokens, d), with
+    `film` (b, d), or for every row of `seen`, bool (b or 1, m, s), one of the images that it sees: (b * m, d). d is
+    `config.encoder.output_dim`. Dropout in training follows `key`, int64 (b, s); m is s then.
+    """
+
+    attention = EncoderAttention
+
+    def __init__(self, config: VFSConfig) -> None:
+        super().__init__(config)
+        encoder = config.encoder
+        self.pooling = None if self.gives_tokens else AttentionPooling(encoder.dim, encoder.heads, encoder.dim_head)
+        if self.pooling is not None:
+            initialize_linear(self.pooling)
+
+    def forward(
+        self, x_set: Tensor, t: Tensor | None = None, seen: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
+        """Tokens or contexts of every set; raises ValueError where the encoder sees t and gets none."""
+        s = x_set.shape[1]
+        images = rearrange(x_set, "b s c h w -> (b s) 1 c h w")
+        t, key = None if t is None else t.repeat_interleave(s), None if key is None else key.flatten()
+        x = self.head_norm(self._pooled(images, t, None, key))
+        tokens = rearrange(x if x.ndim == 3 else x[:, None], "(b s) l d -> b s l d", s=s)
+        x = tokens.flatten(0, 1) if self.pooling is None else self.pooling(tokens, seen).flatten(0, 1)
+        x = self._through_head(x, key)
+        x = x if self.projection is None else self.projection(x, key)
+        return x if self.pooling is not None else rearrange(x, "(b s) l d -> b (s l) d", s=s)

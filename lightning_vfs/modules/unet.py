@@ -14,6 +14,7 @@ from lightning_vfs.core.unet import EMBEDDING_RATIO
 from lightning_vfs.modules.dropout import number_dropout
 from lightning_vfs.modules.layers import FeedForward, Projection, TimestepMLP, initialize_zero, required_timestep
 from lightning_vfs.modules.noise import random_bits
+from lightning_vfs.modules.set_context import Context, SetContext
 from lightning_vfs.modules.unet_blocks import BlockOptions, HalfUNet, UpLevel, group_norm, initialize_residuals
 
 
@@ -21,7 +22,8 @@ class UNet(HalfUNet):
     """Denoiser: x_t (b, c, h, w), t int (b,), context -> (b, c or 2c, h, w).
 
     The context is (b, d) with `film` conditioning, where it modulates the blocks together with the timestep;
-    (b, tokens, d) with `lag`, where cross-attention follows every self-attention; None for the unconditional baseline.
+    (b, tokens, d), or one that images share, with `lag`, where cross-attention follows every self-attention; None for
+    the unconditional baseline.
     Dropout in training follows `key`, int64 (b,).
     """
 
@@ -71,7 +73,7 @@ class UNet(HalfUNet):
         self,
         x_t: Float[Tensor, "b c h w"],
         t: Num[Tensor, " b"],
-        context: Float[Tensor, "b *tokens d"] | None,
+        context: Float[Tensor, "b *tokens d"] | SetContext | None,
         key: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b outputs h w"]:
         context = None if context is None else context.to(self.conv_in.weight.dtype)
@@ -81,12 +83,12 @@ class UNet(HalfUNet):
             x = level(x, skips, embedding, context, key)
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def _embedding(self, t: Tensor, context: Tensor | None) -> Tensor:
+    def _embedding(self, t: Tensor, context: Context | None) -> Tensor:
         """(b, 4 * channels), of the timestep and, with `film`, of the context."""
         time = self.time_embed(t.float() * self.timestep_scale)
         if self.context_proj is None:
             return time
-        assert context is not None, "this denoiser is conditioned on a context"
+        assert isinstance(context, Tensor), "this denoiser is conditioned on a context"
         if self.config.film == "add":
             return time + self.context_proj(context)
         return self.context_proj(torch.cat([time, context.to(time.dtype)], dim=-1))

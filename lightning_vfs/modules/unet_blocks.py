@@ -16,6 +16,7 @@ from lightning_vfs.core.denoiser_config import DenoiserConfig
 from lightning_vfs.core.unet import norm_groups
 from lightning_vfs.modules.dropout import Dropout
 from lightning_vfs.modules.layers import LAYER_NORM_EPS, initialize_zero
+from lightning_vfs.modules.set_context import Context, attend_to_context, tokens_of
 from lightning_vfs.training.blocks import NetworkBlock
 
 Direction = Literal["down", "up"]
@@ -71,7 +72,9 @@ class HalfUNet(nn.Module):
             self.feature_widths += [width] * (blocks if last else blocks + 1)
         self.middle = nn.ModuleList(Block(width, width, attends, options) for attends in (True, False))
 
-    def features(self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, embedding: Tensor | None, context: Context | None, key: Tensor | None
+    ) -> list[Tensor]:
         """Feature maps of an image (b, c, h, w): after the first convolution, every block and every halving.
 
         The last has gone through the middle too, so that the list holds one more than there are `feature_widths`.
@@ -103,7 +106,7 @@ class Level(nn.Module):
 class DownLevel(Level):
     """x (b, c, h, w), embedding (b, e), context (b, tokens, d) -> maps after every step, the last halved."""
 
-    def forward(self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None) -> list[Tensor]:
+    def forward(self, x: Tensor, embedding: Tensor | None, context: Context | None, key: Tensor | None) -> list[Tensor]:
         features = []
         for block in self.blocks:
             x = block(x, embedding, context, key)
@@ -118,7 +121,7 @@ class UpLevel(Level):
     """
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor | None, key: Tensor | None
+        self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Context | None, key: Tensor | None
     ) -> Tensor:
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), embedding, context, key)
@@ -138,7 +141,7 @@ class Block(NetworkBlock):
         crosses = attends and options.context_dim
         self.cross_attn = CrossAttention2d(dim, options.heads, options.context_dim) if crosses else None
 
-    def compute(self, x: Tensor, embedding: Tensor | None, context: Tensor | None, key: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, embedding: Tensor | None, context: Context | None, key: Tensor | None) -> Tensor:
         x = self.res(x, embedding, key)
         if self.attn is not None:
             x = self.attn(x)
@@ -193,7 +196,8 @@ class SelfAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         q, k, v = rearrange(self.qkv(tokens), "b l (three n d) -> three b n l d", three=3, n=self.heads)
-        return x + _to_map(self.out(_attend(q, k, v)), x)
+        out = rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
+        return x + _to_map(self.out(out), x)
 
 
 class CrossAttention2d(nn.Module):
@@ -208,11 +212,12 @@ class CrossAttention2d(nn.Module):
         self.kv = nn.Linear(context_dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q = rearrange(self.q(tokens), "b l (n d) -> b n l d", n=self.heads)
-        k, v = rearrange(self.kv(self.context_norm(context)), "b l (two n d) -> two b n l d", two=2, n=self.heads)
-        return x + _to_map(self.out(_attend(q, k, v)), x)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        positions = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q = rearrange(self.q(positions), "b l (n d) -> b n l d", n=self.heads)
+        tokens = self.context_norm(tokens_of(context))
+        k, v = rearrange(self.kv(tokens), "b l (two n d) -> two b n l d", two=2, n=self.heads)
+        return x + _to_map(self.out(attend_to_context(q, k, v, context)), x)
 
 
 class Resample(nn.Module):
@@ -251,11 +256,6 @@ def _resize(direction: Direction | None) -> nn.Module:
             return nn.Upsample(scale_factor=2, mode="nearest")
         case _:
             return nn.Identity()
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(b, heads, l, d), twice (b, heads, tokens, d) -> (b, l, heads * d)."""
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
 
 
 def _to_map(tokens: Tensor, like: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from lightning_vfs.core.trust import reading
 from lightning_vfs.data.images import to_float
 from lightning_vfs.modules.contracted import SetContractModule, images_of
 from lightning_vfs.modules.declared import check_declared_size
+from lightning_vfs.modules.latent_cache import LatentType, check_cache_latents, take_cached_latents
 from lightning_vfs.modules.noise import (
     DROPPED,
     LATENT,
@@ -93,6 +94,9 @@ class VFSDDPM(SetContractModule):
             `torch.set_float32_matmul_precision`; by default `high` on CUDA, and torch's own setting elsewhere.
         channels_last: keep the UNets' weights in the memory format in which convolutions on CUDA are fastest; by
             default only on CUDA.
+        cache_latents: for models of latents: encode all images of a SetDataModule once, and keep the latents in its
+            cache as `float32`, which trains as encoding in every step does, or as `bfloat16`, in half the space. Splits
+            whose images are augmented are encoded in every step. By default nothing is kept.
 
     Raises:
         ConfigError: the configuration cannot work.
@@ -108,6 +112,7 @@ class VFSDDPM(SetContractModule):
         skip_nonfinite: bool = False,
         float32_matmul_precision: MatmulPrecision | None = None,
         channels_last: bool | None = None,
+        cache_latents: LatentType | None = None,
     ) -> None:
         super().__init__(config if isinstance(config, VFSConfig) else VFSConfig.from_dict(config))
         self.optimizer_config = (
@@ -116,6 +121,7 @@ class VFSDDPM(SetContractModule):
         if on_set_size_mismatch not in ("error", "adapt"):
             raise ConfigError(f"on_set_size_mismatch is {on_set_size_mismatch!r}; allowed: 'error', 'adapt'.")
         check_matmul_precision(float32_matmul_precision)
+        check_cache_latents(cache_latents, self.config)
         self.on_set_size_mismatch = on_set_size_mismatch
         self._guard = StepGuard(skip_nonfinite)
         self._set_losses: SetLosses | None = None
@@ -136,6 +142,7 @@ class VFSDDPM(SetContractModule):
                 "skip_nonfinite": skip_nonfinite,
                 "float32_matmul_precision": float32_matmul_precision,
                 "channels_last": channels_last,
+                "cache_latents": cache_latents,
             }
         )
 
@@ -176,6 +183,7 @@ class VFSDDPM(SetContractModule):
             ConfigError: the trainer's strategy or precision is not supported, it averages weights twice, or a folder of
                 the run is a URL or cannot be written.
             ConfigError, CheckpointError: the autoencoder of a model of latents cannot be loaded.
+            ConfigError, DataError: latents cannot be cached.
         """
         _ = self.autoencoder
         strategy = self.trainer.strategy
@@ -190,6 +198,8 @@ class VFSDDPM(SetContractModule):
             self.double()
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
+        if self.hparams["cache_latents"] and self.autoencoder is not None:
+            take_cached_latents(self.trainer, self.autoencoder, self.hparams["cache_latents"], stage)
 
     def use_device(self, device: torch.device) -> None:
         """Set what is fastest on the device that the model will run on: see the last two options of the class."""
@@ -342,7 +352,7 @@ class VFSDDPM(SetContractModule):
             t, weight = (uniform * self.config.diffusion.timesteps).long(), None
         else:
             t, weight = sampler.draw(uniform)
-        latents = self.latents(x_set) if self.config.latent.autoencoder else None
+        latents = self._latents_of(batch, x_set) if self.config.latent.autoencoder else None
         compiled = self.training and self.hparams["compile"] and not is_sharded(self)
         losses = self._compiled_losses if compiled else self.losses
         loss, kl = losses(x_set, t, latents=latents, label=label, **self._random_numbers(x_set.shape[1], index))
@@ -354,6 +364,11 @@ class VFSDDPM(SetContractModule):
             self._set_losses = SetLosses(index, t, total.detach(), named)
         loss = loss.mean() if weight is None else (weight * loss).mean()
         return loss if kl is None else loss + self.config.encoder.kl_weight * kl.mean()
+
+    def _latents_of(self, batch: Any, x_set: Tensor) -> Tensor:
+        """Latents of a batch's sets: those that came with it, unless it was subsampled, or encoded now."""
+        given = batch.get("latents") if isinstance(batch, dict) else None
+        return self.latents(x_set) if given is None or given.shape[:2] != x_set.shape[:2] else given.float()
 
     def _random_numbers(self, n: int, index: Tensor) -> dict[str, Tensor]:
         """What `losses` draws of sets of n images, by their global indices (b,)."""
@@ -381,7 +396,10 @@ class VFSDDPM(SetContractModule):
             ValueError: another shape of images.
         """
         x_set = images_of(batch)
-        x_set = to_float(x_set) if x_set.dtype == torch.uint8 else x_set
+        if x_set.dtype == torch.uint8:
+            x_set = to_float(x_set)
+            if self.attached_trainer is not None:  # as Lightning does to the floats of a batch
+                x_set = self.trainer.precision_plugin.convert_input(x_set)
         contract.check_batch(tuple(x_set.shape), self.config, self.on_set_size_mismatch)
         sets = self.config.sets
         if self.config.encoder.fills_slots and x_set.shape[1] > sets.set_size:

@@ -50,11 +50,11 @@ def test_text_and_other_options_are_left_alone() -> None:
 
 def test_an_unknown_name_lists_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
-        ConfigError, match=r"--config glyph: there is no such file.* baselines/class_conditional, .*glyphs"
+        ConfigError, match=r"--config mine: there is no such file.* baselines/class_conditional, .*glyphs"
     ):
-        resolve(["--config", "glyph"])
-    assert main(["fit", "--config=glyph"]) == 1
-    assert capsys.readouterr().err.startswith("ConfigError: --config glyph: ")
+        resolve(["--config", "mine"])
+    assert main(["fit", "--config=mine"]) == 1
+    assert capsys.readouterr().err.startswith("ConfigError: --config mine: ")
 
 
 def test_fit_and_evaluate_take_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -101,6 +102,21 @@ def test_every_cell_is_silence_one_warning_or_the_named_error(
     assert on_mismatch == "adapt" or data in (None, weights)
     assert agreed == config(weights)
     assert len(caught) == (configured != weights)
+
+
+def test_the_tokens_of_single_images_fit_sets_of_any_size() -> None:
+    config = replace(config_of(6), encoder=EncoderConfig(architecture="set_tokens", patch_size=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_set_size(config, weights=12, data=17).sets.set_size == 17
+        assert resolve_set_size(config, weights=12) == config
+    check_batch((4, 11, 3, 8, 8), config)
+    check_support((4, 64, 3, 8, 8), config)
+    for refused in (check_batch, check_support):
+        with pytest.raises(SetSizeMismatchError, match="at least 2 images|has 0 images"):
+            refused((4, int(refused is check_batch), 3, 8, 8), config)
+    with pytest.raises(CheckpointError, match=r"encoder `set_tokens` with patches of 2 .* needs 2²·3 = 12"):
+        resolve_set_size(config, weights=72)
 
 
 def test_a_batch_is_refused_by_its_own_shape() -> None:

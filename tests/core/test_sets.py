@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_vfs.core import complete, leave_one_out, stack_patches, subsample, unpatchify
-from lightning_vfs.core.sets import keep_first, pool_tokens, set_mean
+from lightning_vfs.core.sets import keep_first, pool_tokens, seen_images, set_mean
 from tests.numerics import rounding
 
 pytestmark = pytest.mark.numeric
@@ -19,6 +19,17 @@ def test_leave_one_out_gives_every_image_the_others_in_order(array) -> None:
     assert others.shape == (2, 4, 3, 3, 8, 8)
     for i in range(4):
         np.testing.assert_array_equal(others[:, i], np.delete(X, i, axis=1))
+
+
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_an_image_sees_the_first_of_the_others(array, leave_out: bool) -> None:
+    others = [[j for j in range(4) if j != i or not leave_out] for i in range(4)]
+    seen = np.asarray(seen_images(array(X), leave_out))
+    assert seen.shape == (1, 4, 4)
+    assert [list(np.flatnonzero(row)) for row in seen[0]] == others
+    few = np.asarray(seen_images(array(X), leave_out, array(np.array([1, 3]))))
+    for b, shots in enumerate((1, 3)):
+        assert [list(np.flatnonzero(row)) for row in few[b]] == [each[:shots] for each in others]
 
 
 def test_completion_appends_zero_images(array) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_vfs.core.errors import ConfigError, DataError
 from lightning_vfs.data import FolderSets, load_support
-from lightning_vfs.data.decode import decode, decode_all, extensions
+from lightning_vfs.data.cache import DamagedCacheWarning
+from lightning_vfs.data.decode import PILLOW, decode, decode_all, extensions
+from lightning_vfs.data.decoded import ImageFiles
 from lightning_vfs.data.image_sets import UnreadableImagesWarning
 from lightning_vfs.data.layout import find_classes
 from lightning_vfs.data.module import SmallClassWarning
@@ -203,7 +209,8 @@ def test_what_changes_the_pixels_is_decoded_anew(image_folder: Write, cache_fold
     else:
         arguments = {"size": {"image_size": 4}, "channels": {"channels": 3}}[change]
     images = sets(root, **arguments).load()
-    assert len(list(cache_folder.glob("folders-*.safetensors"))) == 2
+    caches = 1 if change == "pixels, not time or size" else 2
+    assert len(list(cache_folder.glob("folders-*.safetensors"))) == caches
     if change.startswith("pixels"):
         assert images.uint8(0).unique().tolist() == [200]  # type: ignore[union-attr]
 
@@ -218,6 +225,80 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("lightning_vfs.data.decode.decode", noting)
     return decoded
+
+
+def test_what_does_not_change_the_content_decodes_nothing(
+    image_folder: Write, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ten_classes(image_folder)
+    sets(root).setup()
+    before = (root / "c0" / "0.png").stat().st_ctime_ns
+    decoded = decoding(monkeypatch)
+    for file in root.rglob("*.png"):
+        file.chmod(0o600)
+    assert (root / "c0" / "0.png").stat().st_ctime_ns > before
+    read: list[int] = []
+    digests = ImageFiles.digests
+    monkeypatch.setattr(ImageFiles, "digests", lambda self, rows: read.extend(rows) or digests(self, rows))
+    for _ in range(2):
+        sets(root).setup()
+    assert decoded == []
+    assert read == list(range(30)), "read once, to compare their content"
+    copy = shutil.copytree(root, cache_folder.parent / "copy")  # with their times of modification
+    shutil.rmtree(root)
+    copy.rename(root)
+    sets(root).setup()
+    assert decoded == [] and len(list(cache_folder.glob("folders-*.safetensors"))) == 1
+
+
+def test_pillows_patch_level_is_no_part_of_a_key() -> None:
+    assert PILLOW.count(".") == 1 and PIL.__version__.startswith(f"{PILLOW}.")
+
+
+def test_a_file_that_becomes_readable_is_decoded(image_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ten_classes(image_folder)
+    file, whole = root / "c1" / "1.png", (root / "c1" / "1.png").read_bytes()
+    before = file.stat()
+    file.write_bytes(bytes(len(whole)))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused(root, "1 of 30 images cannot be read")
+    file.write_bytes(whole)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    decoded = decoding(monkeypatch)
+    assert sets(root).load().uint8(4).unique().tolist() == [11]  # type: ignore[union-attr]
+    assert decoded == ["1.png"]
+
+
+def test_an_older_cache_is_decoded_again_and_never_misread(
+    image_folder: Write, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without checksums, under a name that this version could look for."""
+    root = ten_classes(image_folder)
+    sets(root).setup()
+    (file,) = cache_folder.glob("folders-*.safetensors")
+    with safe_open(file, "np") as stored:
+        tensors = {name: stored.get_tensor(name) for name in ("images", "status", "fingerprints")}
+    tensors["images"] = 255 - tensors["images"]
+    save_file(tensors, file)
+    with pytest.warns(DamagedCacheWarning, match="it states no checksum"):
+        assert sets(root).load().uint8(0).unique().tolist() == [0]  # type: ignore[union-attr]
+
+
+def test_a_cache_of_another_number_of_images_gives_what_it_has(
+    image_folder: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ten_classes(image_folder)
+    sets(root).setup()
+    (root / "c0" / "1.png").unlink()
+    Image.fromarray(np.full((8, 8), 222, np.uint8)).save(root / "c5" / "0a.png")
+    decoded = decoding(monkeypatch)
+    monkeypatch.setattr("lightning_vfs.data.decoded.CHUNK", 7)
+    images = sets(root).load()
+    assert decoded == ["0a.png"]
+    values = [int(images.uint8(i).unique()) for i in range(30)]
+    numbers = [10 * i + j for i in range(10) for j in range(3) if (i, j) != (0, 1)]
+    numbers.insert(numbers.index(50) + 1, 222)  # c5/0.png, then c5/0a.png
+    assert values == numbers
 
 
 def test_only_files_that_were_repaired_are_decoded_again(image_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +359,7 @@ def test_a_cache_that_cannot_be_written_is_found_before_anything_is_decoded(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
-    refused(root, "No space left on device. They take 0 MiB, and ")
+    refused(root, "No space left on device. They take 1.9 KiB, and ")
     assert decoded == []
 
 

@@ -40,8 +40,8 @@ def images_of(glyphs: ClassImages, wanted: str) -> np.ndarray:
 def test_it_delivers_sets_of_six_small_grey_images(rendered: str) -> None:
     batch = next(iter(GlyphSets(cache_dir=rendered, batch_size=4).train_dataloader()))
     assert batch["images"].shape == (4, 6, 1, 16, 16)
-    assert batch["images"].min() == -1
-    assert batch["images"].max() == 1
+    assert batch["images"].min() == 0
+    assert batch["images"].max() == 255
 
 
 def test_the_classes_and_splits_are_known(rendered: str) -> None:

@@ -68,6 +68,38 @@ def data(numbered_sets: Sets, request: pytest.FixtureRequest) -> SetDataModule:
 with_and_without_workers = pytest.mark.parametrize("data", [0, 2], indirect=True, ids=["0 workers", "2 workers"])
 
 
+class Floats(LightningModule):
+    """Keeps the images of every batch, of whichever stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.seen.append(batch["images"])
+
+    test_step = predict_step = validation_step
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64), ("bf16-true", torch.bfloat16)]
+)
+def test_a_module_gets_floats_of_the_trainers_precision(
+    numbered_sets: Sets, precision: str, dtype: torch.dtype
+) -> None:
+    data, model = numbered_sets(counts=[50] * 5, set_size=40), Floats()
+    run = trainer(precision=precision)
+    run.validate(model, datamodule=data, verbose=False)
+    run.test(model, datamodule=data, verbose=False)
+    run.predict(model, datamodule=data)
+    travelled = [batch["images"] for loader in (data.val_dataloader(), data.test_dataloader()) for batch in loader]
+    assert {images.dtype for images in travelled} == {torch.uint8}
+    stages = travelled + travelled[len(data.val_dataloader()) :]  # prediction is on the test sets
+    for seen, pixels in zip(model.seen, stages, strict=True):
+        assert seen.dtype == dtype
+        assert torch.equal(seen, (pixels.float() / 127.5 - 1).to(dtype))
+
+
 @with_and_without_workers
 def test_every_epoch_has_sets_of_its_own_and_validation_always_the_same(data: SetDataModule) -> None:
     model = fit(data, max_epochs=3)

@@ -296,6 +296,11 @@ def test_every_option_is_run_or_of_training_alone_or_refused(tiny_model, monkeyp
     assert unread == {f"latent.{name}" for name in ("channels", "downsampling", "scale")}  # of the autoencoder
 
 
+def test_an_encoder_that_is_not_there_is_refused_by_name(tiny_model) -> None:
+    with pytest.raises(ConfigError, match=r"encoder.architecture is 'set_tokens', but .*Sample it in torch"):
+        FlaxVFSDDPM.from_torch(tiny_model(3, encoder={"architecture": "set_tokens"}))
+
+
 def test_a_model_of_latents_is_refused_with_the_way_out(tiny_model) -> None:
     latent = LatentConfig(autoencoder="models/kl", downsampling=2)
     config = replace(tiny_config(diffusion={"clip_denoised": False}), latent=latent)

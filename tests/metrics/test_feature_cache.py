@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_vfs.data.cache import DamagedCacheWarning, default_cache_dir
+from lightning_vfs.data.cache import DamagedCacheWarning
+from lightning_vfs.data.cache_folder import default_cache_dir
 from lightning_vfs.metrics import feature_cache
 from lightning_vfs.metrics.feature_cache import FeatureSource, load_features, pixels_sha256, store_features
 from tests.processes import run

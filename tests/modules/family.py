@@ -34,7 +34,33 @@ CHOICES: dict[str, list[str]] = {
     "time": ["none", "timestep"],
 }
 
-POOLS = {"vit": {"vector": "mean", "tokens": "mean_patch"}, "unet": {"vector": "mean", "tokens": "none"}}
+POOLS = {
+    "vit": {"vector": "mean", "tokens": "mean_patch"},
+    "unet": {"vector": "mean", "tokens": "none"},
+    "set_tokens": {"vector": "mean", "tokens": "patches"},
+}
+
+# Apart from the pairs, of which one encoder more would make seven rows more.
+SET_TOKENS = (
+    {
+        "encoder": "set_tokens", "objective": "hybrid", "conditioning": "lag", "pool": "tokens",
+        "context": "variational", "held_out": "zero_slot", "prediction": "x_0", "sampler": "dpmpp_2m",
+        "latent": "pixels", "denoiser": "dit", "timesteps": "uniform", "guidance": "on", "shots": "random",
+        "time": "timestep",
+    },
+    {
+        "encoder": "set_tokens", "objective": "min_snr", "conditioning": "film", "pool": "vector",
+        "context": "deterministic", "held_out": "none", "prediction": "v", "sampler": "ddim",
+        "latent": "latents", "denoiser": "unet", "timesteps": "loss_second_moment", "guidance": "on", "shots": "random",
+        "time": "none",
+    },
+    {
+        "encoder": "set_tokens", "objective": "mse", "conditioning": "lag_pooled", "pool": "tokens",
+        "context": "variational_discrete", "held_out": "none", "prediction": "eps", "sampler": "ddim",
+        "latent": "images", "denoiser": "unet", "timesteps": "uniform", "guidance": "off", "shots": "fixed",
+        "time": "none",
+    },
+)  # fmt: skip
 
 
 def makes_sense(row: dict[str, str]) -> bool:
@@ -67,7 +93,7 @@ class Case(NamedTuple):
     def config(self, autoencoder: Path) -> VFSConfig:
         """Its configuration: 8 x 8 images of 3 channels, sets of 4, 20 timesteps."""
         row, latent = self.row, self.row["latent"] != "pixels"
-        architecture = row["encoder"] if row["encoder"] in ("vit", "unet", *BASELINES) else "set_vit"
+        architecture = row["encoder"] if row["encoder"] in (*POOLS, *BASELINES) else "set_vit"
         size, kl = 4 if latent else 8, "kl" in row["objective"]
         values: dict[str, dict[str, Any]] = {
             "sets": {
@@ -136,7 +162,7 @@ Pair = frozenset[tuple[str, str]]
 
 @functools.cache
 def cases() -> tuple[Case, ...]:
-    """Rows in which every pair of choices that makes sense is found, by greedy search."""
+    """Rows in which every pair of choices that makes sense is found, by greedy search, and those of SET_TOKENS."""
     rng = random.Random(0)
     left = {
         frozenset([(a, x), (b, y)])
@@ -152,7 +178,7 @@ def cases() -> tuple[Case, ...]:
         best = max(drawn, key=lambda row: len(left & _pairs(row)))
         left -= _pairs(best)
         rows.append(Case(best))
-    return tuple(rows)
+    return (*rows, *map(Case, SET_TOKENS))
 
 
 def every_choice() -> list[Case]:

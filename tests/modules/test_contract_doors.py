@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,11 +141,14 @@ def test_every_cell_at_every_door(
     assert len(said) == expected, [str(w.message) for w in said]
 
 
-def test_one_per_image_mean_checkpoint_trains_and_samples_with_sets_of_2_to_12() -> None:
-    config = tiny_config(6, encoder={"tokenizer": "per_image_mean"})
+@pytest.mark.parametrize(
+    ("encoder", "sizes"), [({"tokenizer": "per_image_mean"}, range(2, 13)), ({"architecture": "set_tokens"}, (2, 9))]
+)
+def test_one_checkpoint_without_slots_trains_and_samples_with_sets_of_any_size(encoder: dict, sizes: range) -> None:
+    config = tiny_config(6, encoder=encoder)
     checkpoint = checkpoint_of(config)
     image = (config.sets.channels, config.sets.image_size, config.sets.image_size)
-    for set_size in range(2, 13):
+    for set_size in sizes:
         model = VFSDDPM.load_from_checkpoint(checkpoint)
         trainer().fit(model, DataLoader([torch.zeros(set_size, *image)] * 4, batch_size=2))
         assert model.sample(torch.zeros(set_size, *image), num_images=1, steps=2).shape == (1, *image)

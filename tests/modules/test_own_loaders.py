@@ -44,6 +44,22 @@ def test_uint8_is_scaled_as_pixels(tiny_model: Callable[..., VFSDDPM], tmp_path:
     assert losses[0] == losses[1]
 
 
+def test_a_data_modules_bytes_train_as_its_floats(tmp_path: Path) -> None:
+    from tests.training.test_precision import model_of
+
+    data: SetDataModule = Patterns()
+    floats = [{**batch, "images": batch["images"].float() / 127.5 - 1} for batch in data.train_dataloader()]
+    losses = []
+    for precision in ("32-true", "64-true"):
+        for given in ({"datamodule": Patterns()}, {"train_dataloaders": DataLoader(floats, batch_size=None)},
+                      {"train_dataloaders": data.train_dataloader()}):  # fmt: skip
+            run = trainer(tmp_path, precision=precision)
+            run.fit(model_of(), **given)
+            losses.append(run.callback_metrics["train/loss"])
+    assert losses[0] == losses[1] == losses[2]
+    assert losses[3] == losses[4] == losses[5] != losses[0]
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
