@@ -100,8 +100,7 @@ def write(checkpoint: Path, settings: dict, target: Path, how: str) -> None:
         for number, rows in enumerate(first):
             for i, image in enumerate(images.uint8(rows)):
                 save_png(image, folder / "examples" / str(number) / f"{i}.png")
-    for line in (*record.verdicts, *(f"{name} {figure.in_words()}" for name, figure in record.figures.items())):
-        print(line)
+    print("\n".join([*record.verdicts, *record.in_words()]))
 
 
 def main(args: Sequence[str] | None = None) -> None:
