@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_vfs.commands.plain_parser import PlainParser
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.data.cache_folder import (
@@ -29,8 +29,8 @@ from lightning_vfs.data.tensor_file import verify
 ALL = "all"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lightning-vfs cache", description=_DESCRIPTION)
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="lightning-vfs cache", description=_DESCRIPTION)
     parser.add_argument("--dir", metavar="FOLDER", help=f"the cache folder; by default {FOLDER}, or ~/.cache/...")
     parser.add_argument(
         "--clear",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
@@ -18,8 +19,8 @@ Its features take the place of Inception's: --fid.feature_extractor FOLDER. Give
 classes are the same; those of the val and test splits are not looked at."""
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-vfs extractor fit", description=HELP)
+def _parser() -> ExplainingParser:
+    parser = ExplainingParser(prog="lightning-vfs extractor fit", description=HELP)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     parser.add_argument("--out", type=str, required=True, help="new folder for weights and card")
     parser.add_argument("--name", type=str | None, default=None, help="in names of figures; by default the folder's")

@@ -74,7 +74,7 @@ class FolderSets(ImageSets):
             [found.name for found in layout.classes],
             [len(found.images) for found in layout.classes],
             [found.split for found in layout.classes],
-            _contents(layout),
+            contents_of(layout),
             layout.remarks(),
         )
 
@@ -115,7 +115,8 @@ class PrintableNames(Sequence[str]):
         return printable(self._names[row])
 
 
-def _contents(layout: FolderLayout) -> dict[str, Any]:
+def contents_of(layout: FolderLayout) -> dict[str, Any]:
+    """What a folder consists of: number of classes and images, and a hash of names and sizes."""
     sha, count = hashlib.sha256(), 0
     for name, _, split, images, states in layout.classes:
         sha.update(json.dumps([name, split, len(images)]).encode())
@@ -146,6 +147,14 @@ def support_files(paths_or_folder: str | os.PathLike[str] | Sequence[str | os.Pa
         if not path.exists():
             raise DataError(no_such(path))
     return paths
+
+
+def draw_support(files: Sequence[Path], most: int, seed: int) -> list[Path]:
+    """As many files as a model takes: all, or `most` of them, drawn by seed, in their order."""
+    if len(files) <= most:
+        return list(files)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[:most])
+    return [files[i] for i in chosen]
 
 
 def load_support(

@@ -21,6 +21,7 @@ from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.data.augmentation import Augmentation
 from lightning_vfs.data.cache_folder import default_cache_dir, size_limit
 from lightning_vfs.data.images import ClassImages, to_float
+from lightning_vfs.data.mapped import MappedRows
 from lightning_vfs.data.sets import SetDescription, SetLoader, SetSampler
 
 Split = Literal["train", "val", "test"]
@@ -100,6 +101,7 @@ class SetDataModule(LightningDataModule, ABC):
         self._check_arguments()
         self._augment = Augmentation.of(augmentation, channels, image_size)
         self._splits: dict[Split, ClassImages] = {}
+        self._latents: dict[Split, MappedRows] = {}
 
     @abstractmethod
     def load(self) -> ClassImages | Mapping[Split, ClassImages]:
@@ -217,8 +219,34 @@ class SetDataModule(LightningDataModule, ABC):
 
     def _loader(self, name: Split) -> SetLoader:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        augment = self._augment if name == "train" else None
-        return SetLoader(self._sampler(name), self.num_workers, pin_memory=on_cuda, augment=augment)
+        return SetLoader(
+            self._sampler(name),
+            self.num_workers,
+            pin_memory=on_cuda,
+            augment=self._augment if self.is_augmented(name) else None,
+            latents=self._latents.get(name),
+        )
+
+    def is_augmented(self, name: Split) -> bool:
+        """Whether the images of a split's batches are changed."""
+        return name == "train" and self._augment is not None
+
+    def use_latents(self, name: Split, latents: MappedRows) -> None:
+        """Deliver latents with the images of a split's batches, from now on.
+
+        Args:
+            name: a split that no augmentation changes.
+            latents: of all its images, in their order.
+
+        Raises:
+            ConfigError: the split's images are changed, or are not as many.
+        """
+        if self.is_augmented(name) or len(latents) != len(self.split(name)):
+            raise ConfigError(
+                f"Latents of {len(latents)} images are not those of the split {name}, which has "
+                f"{len(self.split(name))}{', changed by augmentation' if self.is_augmented(name) else ''}."
+            )
+        self._latents[name] = latents
 
     def _sampler(self, name: Split) -> SetSampler:
         trainer, training = self.trainer, name == "train"

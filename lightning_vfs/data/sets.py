@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lightning_vfs.data import decode
 from lightning_vfs.data.augmentation import Augmentation
 from lightning_vfs.data.draws import balanced_labels, sample_distinct
 from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.mapped import MappedRows
 
 
 class SetBatch(TypedDict):
@@ -28,12 +29,14 @@ class SetBatch(TypedDict):
     images: uint8 (b, n, c, h, w), the images of a set distinct and of one class; a module of the trainer gets them as
         float32 in [-1, 1], scaled on its device (`SetDataModule.on_after_batch_transfer`).
     label: int64 (b,), class of every set, as an index into the split.
+    latents: (b, n, c, h, w), latents of the images, where they are cached and no augmentation changes the images.
     index: int64 (b,), global index of every set: epoch * sets per epoch + position in the epoch.
     """
 
     images: torch.Tensor
     label: torch.Tensor
     index: torch.Tensor
+    latents: NotRequired[torch.Tensor]
 
 
 class SetDescription(NamedTuple):
@@ -168,8 +171,11 @@ def _part(plan: SetPlan, rows: slice) -> SetPlan:
 class _PlannedSets(Dataset[SetBatch | DataError]):
     """Fetches a whole planned batch by one gather."""
 
-    def __init__(self, images: ClassImages, augment: Augmentation | None, seed: int) -> None:
+    def __init__(
+        self, images: ClassImages, augment: Augmentation | None, seed: int, latents: MappedRows | None
+    ) -> None:
         self._images = images
+        self._latents = latents
         self._augment = augment
         self._seed = seed
 
@@ -180,11 +186,14 @@ class _PlannedSets(Dataset[SetBatch | DataError]):
             return error
         if self._augment is not None:
             images = self._augment(images, plan["index"], self._seed)
-        return {
+        batch: SetBatch = {
             "images": images,
             "label": torch.from_numpy(plan["label"]),
             "index": torch.from_numpy(plan["index"]),
         }
+        if self._latents is not None:
+            batch["latents"] = self._latents[plan["members"]]
+        return batch
 
 
 def _obey_the_run_alone(worker: int) -> None:
@@ -216,6 +225,7 @@ class SetLoader:
         num_workers: processes that fetch batches; 0 fetches in this one.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
         augment: changes the images of every batch.
+        latents: of all images of the split, if batches are to have those of their images.
 
     Attributes:
         waited: seconds that this process has waited for batches, in all.
@@ -227,12 +237,13 @@ class SetLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         augment: Augmentation | None = None,
+        latents: MappedRows | None = None,
     ) -> None:
         self.batch_sampler = sampler
         self.num_workers = num_workers
         self.waited = 0.0
         self._loader: DataLoader[SetBatch | DataError] = DataLoader(
-            _PlannedSets(sampler.images, augment, sampler.seed),
+            _PlannedSets(sampler.images, augment, sampler.seed, latents),
             sampler=sampler,
             batch_size=None,
             num_workers=num_workers,

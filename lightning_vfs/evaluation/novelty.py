@@ -85,6 +85,7 @@ class SplitNovelty:
         training = self.judge.training
         key = self.real.describe(self.options) | {"novelty": FORMAT, "shots": self.judge.shots, **content}
         key |= {"layer": self.judge.layer, "training": None if training is None else training.sha256}
+        key |= {"episodes": hash_of(self.episodes.targets, self.episodes.supports)}
         key |= {"in": self.judge.trained_on, "classes": hash_of(*self.images.class_names)}
         with shard.timing("distance"):
             self.baselines = on_first_rank(lambda: load_figures(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from torch import Tensor
 from lightning_vfs.core.files import hash_of, replacing
 from lightning_vfs.data.cache import DamagedCacheWarning, content_key
 from lightning_vfs.data.cache_folder import default_cache_dir, make_space, mark_used
+from lightning_vfs.data.images import ClassImages
 
 FORMAT = 1
 """Version of the files; to be raised when the same key would give other features."""
@@ -50,6 +52,31 @@ def pixels_sha256(images: Iterable[Tensor]) -> str:
         sha.update(batch.cpu().contiguous().numpy().data)
     sha.update(_run(shape, count))
     return sha.hexdigest()
+
+
+def split_sha256(images: ClassImages) -> str:
+    """`pixels_sha256` of all images of a split, in order; read from the cache if it is known of images of this key.
+
+    Warns:
+        UserWarning: it cannot be written.
+    """
+    key = None if images.key is None else content_key({"pixels of": images.key})
+    path = default_cache_dir() / "features" / f"{key}.json"
+    if key is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            stored = json.loads(path.read_text())
+            if stored["sha256"] == content_key([key, stored["pixels_sha256"]]):
+                mark_used(path)
+                return str(stored["pixels_sha256"])
+    size, everything = 4096, np.arange(len(images))
+    found = pixels_sha256(images.uint8(everything[i : i + size]) for i in range(0, len(everything), size))
+    if key is not None:
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"pixels_sha256": found, "sha256": content_key([key, found])}) + "\n")
+        except OSError as error:
+            warnings.warn(f"The hash of the images is not cached in {path} ({error}).", stacklevel=2)
+    return found
 
 
 def _run(shape: tuple[int, ...], count: int) -> bytes:

@@ -34,13 +34,16 @@ class Autoencoder:
         channels: c of the images, 1 or 3. Grey ones are repeated for an autoencoder of RGB images, and what it decodes
             is averaged over the channels.
 
+    Attributes:
+        folder: of the autoencoder.
+
     Raises:
         ConfigError: diffusers is not installed, or the autoencoder's images or latents are not those of `config`.
         CheckpointError: the folder is not there, is not an AutoencoderKL's, or is damaged.
     """
 
     def __init__(self, config: LatentConfig, channels: int) -> None:
-        self._folder = local_path(config.autoencoder, "latent.autoencoder")
+        self._folder = self.folder = local_path(config.autoencoder, "latent.autoencoder")
         self._channels = channels
         self._scale = config.scale
         self._downsampling = config.downsampling
@@ -50,6 +53,13 @@ class Autoencoder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Autoencoder:
         return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the latents besides the weights, as plain values."""
+        names = ("in_channels", "latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups")
+        own = {name: self._vae.config.get(name) for name in names}
+        return {**own, "scale": self._scale, "shift": self._shift, "file": file_sha256(self._folder / CONFIG)}
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -67,7 +77,8 @@ class Autoencoder:
             return (self._vae.encode(chunk).latent_dist.mode() - self._shift) * self._scale
 
         height, width = images.shape[-2:]
-        return self._in_chunks(latents, images.expand(-1, self._vae.config.in_channels, -1, -1), height * width)
+        found = self._in_chunks(latents, images.expand(-1, self._vae.config.in_channels, -1, -1), height * width)
+        return found.contiguous()  # sums over them would round otherwise than over latents from the cache
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b latent_c latent_h latent_w"]) -> Float[Tensor, "b c h w"]:
