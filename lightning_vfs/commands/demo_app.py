@@ -23,7 +23,7 @@ from lightning_vfs.commands.demo_studio import (
     side_by_side,
 )
 
-CSS = ".thumbnail-item img, .grid-container img, img {image-rendering: pixelated}"
+CSS = "img {image-rendering: pixelated} #support .grid-wrap, #other .grid-wrap, #made .grid-wrap {padding-top: 2rem}"
 TITLE = """# lightning_vfs
 Drop, draw or choose a few pictures of one class: the model makes new ones."""
 
@@ -117,7 +117,7 @@ def build(studio: Studio) -> gr.Blocks:
                 )
                 command = gr.Code(
                     label="The command that makes them again, beside the downloaded folder `support`", language="shell",
-                    elem_id="command", interactive=False,
+                    elem_id="command", interactive=False, wrap_lines=True,
                 )  # fmt: skip
                 download = gr.DownloadButton("Download PNGs and pictures", interactive=False, elem_id="download")
                 with gr.Accordion("Compare with copies and other pictures", open=False):

@@ -162,7 +162,7 @@ class SplitEvaluation:
             likelihood, figures["vlb"] = likelihood_of(
                 model, conditions, self.images, episodes, self.plan, groups, shard, self.name
             )
-        record = self._record(episodes, shots, {"groups": groups.count} | found)
+        record = self._record(episodes, shots, {"groups": groups.number} | found)
         return SplitResult(figures, record, self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class SplitEvaluation:
         for name, value in values.items():
             floor = floors.get(name, (novelty.baselines or {}).get(f"real/{name}"))
             of = sizes if name in floors else None if floor is None else (self.num_images,) * 2
-            figure = Figure(value, floor, of, **novelty.landmarks(name))
+            figure = novelty.beside_landmarks(name, Figure(value, floor, of))
             found[name] = figure.with_replicates(more[name][1:]) if name in more else figure
         return found
 
@@ -322,8 +322,8 @@ class SplitEvaluation:
         replicates = self.accuracy.replicates(novelty.judge.groups.generated)
         for (way, accuracy), column in zip(self._accuracies(self.accuracy).items(), replicates, strict=True):
             name, real = self._accuracy_name(way), self._real_accuracy[way]
-            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way, **novelty.landmarks(name))
-            figures[name] = figure.with_replicates(column)
+            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way).with_replicates(column)
+            figures[name] = novelty.beside_landmarks(name, figure)
             figures[f"{name}_real"] = Figure(real, chance=1 / way)
         return figures
 
