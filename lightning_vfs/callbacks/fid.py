@@ -59,6 +59,12 @@ class FIDCallback(Callback):
         num_images: images to generate per split, at least 2.
         num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
+        images_per_class: images to generate for each class, in place of `num_images`.
+        support_pool: images of each class that are set aside for supports and left out of the real images, drawn by
+            seed: a share of the class, below 1, or a number. None takes supports from all images, and compares with
+            all; with it, set `shots`.
+        lpips: mean LPIPS between pairs of generated images of a class, which says how much they vary; it needs
+            torchvision's weights of VGG16.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
         sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         steps: timesteps that the sampler takes.
@@ -123,6 +129,9 @@ class FIDCallback(Callback):
         vlb_steps: int | None = None,
         save_images: str | os.PathLike[str] | None = None,
         record: str | os.PathLike[str] | None = None,
+        images_per_class: int | None = None,
+        support_pool: float | None = None,
+        lpips: bool = False,
     ) -> None:
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
@@ -131,6 +140,9 @@ class FIDCallback(Callback):
         self.plan = EvaluationPlan(
             num_images=num_images,
             num_real_images=num_real_images,
+            images_per_class=images_per_class,
+            support_pool=support_pool,
+            lpips=lpips,
             splits=splits,
             sampling=SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval),
             shots=shots,
@@ -231,7 +243,9 @@ class FIDCallback(Callback):
         self.latest = record
         line = ", ".join(record.in_words())
         words = weights_in_words(trainer, pl_module)
-        made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
+        each = self.plan.images_per_class
+        number = f"{self.plan.num_images} generated images a split" if each is None else f"{each} images a class"
+        made = number if self.plan.metrics else "Variational bound"
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
         rank_zero_info(f"{verdict}{made}, {words}: {line}")
         if writes and self._write(record, path, trainer):

@@ -83,7 +83,7 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
     return trainer
 
 
-def _data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
+def data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
     """The data's part of the config.yaml that the command line wrote for a run, without its `cache_dir`.
 
     A folder to write to is the user's choice, not that of a file.
@@ -131,7 +131,7 @@ def run(args: list[str]) -> None:
     check_one_model(options.ckpt_path, options.pretrained)
     trusted = import_trusted(options.trust)
     if options.get("data") is None:
-        options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path, trusted))}", *args])
+        options = parser.parse_args([f"--data={json.dumps(data_of_run(options.ckpt_path, trusted))}", *args])
     with instantiation():
         made = parser.instantiate(options)
     trainer = evaluate(options, made.data, made.fid)

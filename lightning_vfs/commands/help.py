@@ -253,6 +253,49 @@ example
 More: lightning-vfs cache {ALL}
 """
 
+LEADERBOARD = """\
+usage: lightning-vfs leaderboard RECORD|FOLDER|PATTERN... [options]
+
+Rank evaluations by novel_accuracy, with 95% intervals, real images and copiers beside the models. Only evaluations
+that are comparable are ranked together; others stand in groups of their own, with the reason. What copies its support
+is said first. Files that are no records are named and passed over; the exit status is 1 if none is left.
+
+  RECORD|FOLDER|PATTERN     files (fid.json), folders with such files at any depth, or '**/fid.json'
+
+options
+  --out FILE                table.md, with its pictures table.svg, ..., or table.html; by default it is printed
+  --by record|run           run: training runs that differ in their seeds alone are one method, with an interval
+                            over the runs (record)
+
+example
+  lightning-vfs leaderboard runs --out leaderboard.html
+"""
+
+VERIFY = f"""\
+usage: lightning-vfs verify RECORD (--ckpt_path FILE | --pretrained FOLDER) [options]
+
+Generate a sample of an evaluation's images again, and say whether they are those that the record (fid.json)
+describes: identical, or different by no more than rounding. If not, the exit status is 1. Figures are not computed
+again: use evaluate and compare for that.
+
+model
+  --ckpt_path FILE          a checkpoint
+  --pretrained FOLDER|ID    a folder that convert wrote, or a model of the Hugging Face hub
+  --autoencoder FOLDER      of a model of latents, if it is not where it was in training
+
+data
+  --data CLASS              by default that of the run; --data.root FOLDER and so on, as for fit
+  --data.image_size N       pixels a side (32); --data.split_seed N (0)
+
+device
+  --device D                auto, cpu, cuda, cuda:1 (auto)
+
+example
+  lightning-vfs verify runs/a/version_0/checkpoints/fid.json --ckpt_path runs/a/version_0/checkpoints/last.ckpt
+
+All options: lightning-vfs verify {ALL}
+"""
+
 HELP = {
     "fit": FIT,
     "validate": _of_run("validate", "The loss on validation classes, and what the run's callbacks do at validation."),
@@ -269,6 +312,8 @@ HELP = {
     "extractor": EXTRACTOR,
     "cache": CACHE,
     "compare": COMPARE,
+    "leaderboard": LEADERBOARD,
+    "verify": VERIFY,
 }
 """The help of the subcommands. Those that are not here are explained by their parsers."""
 

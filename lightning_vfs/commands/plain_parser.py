@@ -9,7 +9,11 @@ from lightning_vfs.core.errors import UsageError
 
 
 class PlainParser(ArgumentParser):
-    """A parser whose errors are as short as the others'."""
+    """Its errors are as short as those of the other parsers.
+
+    Raises:
+        UsageError: arguments that it does not know, or that are missing.
+    """
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)

@@ -330,7 +330,7 @@ class VFSConfig:
 
 
 @cache
-def _parts() -> dict[str, type]:
+def _parts() -> dict[str, Any]:
     """The parts of a configuration, by their names."""
     hints = get_type_hints(VFSConfig)
     return {f.name: hints[f.name] for f in fields(VFSConfig)}

@@ -43,6 +43,7 @@ from lightning_vfs.modules.noise import (
     indexed_uniform,
     sample_keys,
 )
+from lightning_vfs.modules.sharing import push
 from lightning_vfs.training.averaging import averaging_of
 from lightning_vfs.training.blocks import NetworkBlock
 from lightning_vfs.training.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -53,6 +54,7 @@ from lightning_vfs.training.device import (
     set_memory_format,
 )
 from lightning_vfs.training.logged_steps import logs_now, total_steps
+from lightning_vfs.training.model_card import CardText, Evaluated
 from lightning_vfs.training.nonfinite import SetLosses, StepGuard
 from lightning_vfs.training.optimizer import (
     OptimizerConfig,
@@ -504,14 +506,40 @@ class VFSDDPM(SetContractModule):
         return model
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> VFSDDPM:
-        """Model of a folder with `model.safetensors` and `config.json`, or of a Hugging Face hub id; in eval mode.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> VFSDDPM:
+        """Model of a folder, of the package, or of the Hugging Face hub; in eval mode. No code from the hub is run.
+
+        Args:
+            name: a folder with `model.safetensors` and `config.json`; `glyphs`, the model that comes with the package;
+                or an id of the hub, `user/model` or `user/model@revision`.
+            revision: branch, tag or commit on the hub.
+            token: for a private model; by default that of `hf auth login`.
+            cache_dir: of what is downloaded; by default the hub client's.
+            force_download: download again what the cache has.
+            local_files_only: ask no server.
 
         Raises:
-            CheckpointError: there is no such folder, or it does not hold a lightning_vfs model.
+            ConfigError: a revision of a model that is not on the hub.
+            CheckpointError: there is no such model, it cannot be downloaded, or it is not a lightning_vfs model.
             UntrustedCodeError: its configuration names a class of another package that is not imported yet.
         """
-        config, state_dict = load_pretrained(name)
+        config, state_dict = load_pretrained(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         check_declared_size(config, state_dict, name)
         with reading(name):
             model = cls(config)
@@ -522,3 +550,42 @@ class VFSDDPM(SetContractModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into a folder, which is made if necessary."""
         save_pretrained(self.config, self.state_dict(), folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        record: Evaluated | None = None,
+        picture: Tensor | str | Path | None = None,
+        description: str | None = None,
+        data: str | None = None,
+        license: str | None = None,
+        commit_message: str = "Push model using lightning_vfs.",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Share the model on the Hugging Face hub: weights, configuration, and a card; returns the commit's URL.
+
+        Args:
+            repo_id: such as `user/model`; the repository is made if necessary.
+            record: of the model's evaluation, `EvaluationRecord.read("fid.json")`, for the card's figures.
+            picture: generated images for the card, a PNG file such as the `grid.png` of `lightning-vfs sample`, or
+                uint8 (1 or 3, H, W).
+            description: what it is and what it is for; Markdown, for the card.
+            data: what it was trained on, whose that is, under which licence; Markdown, for the card.
+            license: of the model, an identifier that the hub knows, such as `apache-2.0`.
+            commit_message: of the commit.
+            private: whether a new repository is private; by default as the account or organization says.
+            token: by default that of `hf auth login`.
+            branch: to commit to; by default the main branch.
+            create_pr: open a pull request instead of changing the branch.
+
+        Raises:
+            ConfigError: an option is not valid, or huggingface_hub is not installed.
+            CheckpointError: weights that are not finite.
+            VFSError: the hub refuses it, or cannot be reached.
+        """
+        text = CardText(description=description, data=data, license=license)
+        return push(self, repo_id, commit_message, private, token, branch, create_pr, text, record, picture)

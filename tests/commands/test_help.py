@@ -12,7 +12,7 @@ import pytest
 from jsonargparse import capture_parser
 
 from lightning_vfs.cli import SUBCOMMANDS, main
-from lightning_vfs.commands import convert, data, evaluate, sample
+from lightning_vfs.commands import convert, data, evaluate, sample, verify
 from lightning_vfs.commands.help import HELP
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.commands.shortcuts import SHORTCUTS
@@ -48,7 +48,8 @@ def defaults() -> dict[str, dict]:
     parsers = {
         name: capture_parser(lambda module=module: module.run([]))
         for name, module in (
-            ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample)
+            ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample),
+            ("verify", verify),
         )
     }  # fmt: skip
     for name in TRAINER:
@@ -56,7 +57,7 @@ def defaults() -> dict[str, dict]:
     found = {name: dict(parser.get_defaults().items()) for name, parser in parsers.items()}
     parser = capture_parser(lambda: data.run([]))
     of_folders = {f"data.{key}": value for key, value in parser.get_defaults().items()}
-    for name in (*TRAINER, "evaluate"):
+    for name in (*TRAINER, "evaluate", "verify"):
         found[name] |= of_folders
     return found
 
@@ -85,7 +86,7 @@ def stated(text: str) -> Iterator[tuple[str, str | None]]:
             yield found[1], default and default[1]
 
 
-@pytest.mark.parametrize("name", [*TRAINER, "convert", "data", "evaluate", "sample"])
+@pytest.mark.parametrize("name", [*TRAINER, "convert", "data", "evaluate", "sample", "verify"])
 def test_options_and_defaults_are_those_of_the_parser(name: str, defaults: dict[str, dict]) -> None:
     options = list(stated(HELP[name]))
     assert len(options) > 5
