@@ -101,7 +101,7 @@ evaluation
   --fid.num_images N        generated images of each split (1000)
   --fid.splits [in,out]     classes of training, unseen classes ([in, out])
   --fid.metrics [fid,kid]   of fid, kid, isc, prc ([fid])
-  --fid.steps N             steps of the sampler (50); --fid.sampler ddim, ddpm or dpmpp_2m (ddim)
+  --fid.steps N             steps of the sampler (50); --fid.sampler ddim, ddpm, dpmpp_2m, euler, heun (ddim)
   --fid.guidance_scale X    classifier-free guidance (1.0)
   --fid.few_shot_way N      classes to choose among for few_shot_accuracy (20)
   --fid.feature_extractor E inception-v3-compat, or glyph-cnn for the built-in data (inception-v3-compat)
@@ -141,7 +141,7 @@ what to generate
 
 how
   --steps N                 steps of the sampler (50)
-  --sampler S               ddim, ddpm or dpmpp_2m (ddim); --eta X of DDIM (0.0)
+  --sampler S               ddim, ddpm, dpmpp_2m, euler or heun (ddim); --eta X of DDIM (0.0)
   --guidance_scale X        above 1 more of the class and less variety, for a model trained with guidance (1.0)
   --seed N                  of the noise (0)
   --batch_size N            images at a time (64)
