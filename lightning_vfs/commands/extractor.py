@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.commands.usage import ExplainingParser
+from lightning_vfs.core.errors import UsageError
 from lightning_vfs.core.files import local_path
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data.catalog import SetDataModule  # with all data sets, which the parser finds
 from lightning_vfs.metrics.extractor_folder import check_name, check_new, save_extractor
 from lightning_vfs.metrics.extractor_training import fit_extractor
 
-HELP = """Train a small classifier on the training classes of a data set, in minutes on a CPU.
-
-Its features take the place of Inception's: --fid.feature_extractor FOLDER. Give the data as `fit` gets it, so that the
-classes are the same; those of the val and test splits are not looked at."""
+DESCRIPTION = "Train a small classifier on the training classes of a data set, in minutes on a CPU."
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-vfs extractor fit", description=HELP)
+def _parser() -> ExplainingParser:
+    parser = ExplainingParser(prog="lightning-vfs extractor fit", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     parser.add_argument("--out", type=str, required=True, help="new folder for weights and card")
     parser.add_argument("--name", type=str | None, default=None, help="in names of figures; by default the folder's")
@@ -35,15 +33,16 @@ def run(args: list[str]) -> int:
     """Parse the arguments, train and save; returns the exit status.
 
     Raises:
+        UsageError: another command than `fit`.
         ConfigError: an option is not valid, or the folder holds something.
         DataError: what is wrong with the data.
     """
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: lightning-vfs extractor fit --data ... --out FOLDER [options]\n\n{HELP}\n")
-        print("Options: lightning-vfs extractor fit --help")
-        return 0 if args else 2
-    if args[0] != "fit":
-        raise ConfigError(f"lightning-vfs extractor {args[0]}: there is no such command; there is `extractor fit`.")
+    if args[:1] == ["--help"]:
+        _parser().print_help()
+        return 0
+    if args[:1] != ["fit"]:
+        found = f"{args[0]!r} is no command of it" if args else "a command is missing"
+        raise UsageError(f"{found}: lightning-vfs extractor fit --data CLASS --out FOLDER trains one.")
     parser = _parser()
     options = parser.parse_args(args[1:])
     out = local_path(options.out, "--out")

@@ -212,6 +212,44 @@ example
   lightning-vfs compare runs/a/version_0/checkpoints/fid.json runs/b/version_0/checkpoints/fid.json
 """
 
+EXTRACTOR = """\
+usage: lightning-vfs extractor fit --data CLASS --out FOLDER [options]
+
+Train a feature extractor for data that Inception does not know: a small classifier of the training
+classes, in minutes on a CPU. Its features take Inception's place: --fid.feature_extractor FOLDER.
+Give the data as `fit` gets it, so that the classes are the same; val and test are not looked at.
+
+  --data CLASS              FolderSets (one folder of images for each class), GlyphSets (built in), or your own
+  --data.root FOLDER        of FolderSets
+  --out FOLDER              a new folder for weights and card
+  --name NAME               in names of figures; by default that of the folder
+  --image_size N            pixels a side that the network sees, 16 to 64; by default the data's
+  --channels N              1 (grey) or 3 (RGB); by default the data's
+  --epochs N                by default as many as make about 1,200 steps of 256 images
+  --seed N                  of weights, order, augmentation and held-out images (0)
+  --help.all                all options
+
+example
+  lightning-vfs extractor fit --data FolderSets --data.root path/to/images --out runs/extractor
+"""
+
+CACHE = """\
+usage: lightning-vfs cache [options]
+
+List what is kept on disk so that it is computed once: decoded images, latents, features and figures of
+real images. It is in LIGHTNING_VFS_CACHE, by default ~/.cache/lightning_vfs. When all of it takes more
+than LIGHTNING_VFS_CACHE_SIZE (200 GiB, or half of the disk), what was used longest ago is removed, but
+nothing that a running job uses.
+
+  --dir FOLDER              another cache folder, as --data.cache_dir
+  --clear NAME [NAME ...]   remove what has this name or was made of this folder; features; or all
+  --limit SIZE              remove what was used longest ago until the rest takes this much, such as 50GB
+  --check                   read every file and compare it with its checksum
+
+example
+  lightning-vfs cache --clear path/to/images
+"""
+
 HELP = {
     "fit": FIT,
     "validate": _of_run("validate", "The loss on validation classes, and what the run's callbacks do at validation."),
@@ -226,6 +264,8 @@ HELP = {
     "convert": CONVERT,
     "data": DATA,
     "compare": COMPARE,
+    "extractor": EXTRACTOR,
+    "cache": CACHE,
 }
 """The help of the subcommands. Those that are not here are explained by their parsers."""
 

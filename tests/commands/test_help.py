@@ -12,7 +12,7 @@ import pytest
 from jsonargparse import capture_parser
 
 from lightning_vfs.cli import SUBCOMMANDS, main
-from lightning_vfs.commands import compare, convert, data, evaluate, sample
+from lightning_vfs.commands import compare, convert, data, evaluate, extractor, sample
 from lightning_vfs.commands.help import HELP
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.commands.shortcuts import SHORTCUTS
@@ -47,15 +47,16 @@ def defaults() -> dict[str, dict]:
     parsers = {
         name: capture_parser(lambda module=module: module.run([]))
         for name, module in (
-            ("compare", compare), ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample)
+            ("compare", compare), ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample),
         )
     }  # fmt: skip
+    parsers["extractor"] = capture_parser(lambda: extractor.run(["fit"]))
     for name in TRAINER:
         parsers[name] = _options_of(name)
     found = {name: dict(parser.get_defaults().items()) for name, parser in parsers.items()}
     parser = capture_parser(lambda: data.run([]))
     of_folders = {f"data.{key}": value for key, value in parser.get_defaults().items()}
-    for name in (*TRAINER, "evaluate"):
+    for name in (*TRAINER, "evaluate", "extractor"):
         found[name] |= of_folders
     return found
 
@@ -84,7 +85,7 @@ def stated(text: str) -> Iterator[tuple[str, str | None]]:
             yield found[1], default and default[1]
 
 
-@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name != "compare"])
+@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name not in ("compare", "cache")])
 def test_options_and_defaults_are_those_of_the_parser(name: str, defaults: dict[str, dict]) -> None:
     options = list(stated(HELP[name]))
     assert len(options) > 5
