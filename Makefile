@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+BROWSER := .venv-browser
 # One run, picture, evaluation and resume of every kind.
 SMOKE := tests/commands/test_cli.py tests/commands/test_sample.py tests/commands/test_evaluate.py tests/commands/test_resume.py tests/core tests/interop
 
-.PHONY: install quickstart test test-isa test-lowest test-slow test-wheel test-gpu docs lint
+.PHONY: install quickstart test test-isa test-lowest test-slow test-wheel test-browser test-gpu docs lint
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +78,17 @@ test-slow: $(VENV)/.installed-test
 # The wheel, installed outside the checkout.
 test-wheel: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow tests/test_wheel.py
+
+# The page of `lightning-vfs demo` in Chromium (Debian: apt-get install chromium). Gradio needs an older Pillow than the
+# one that everything else is tested with.
+$(BROWSER)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BROWSER)
+	grep -v '^pillow==' constraints.txt > $(BROWSER)/constraints.txt
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(BROWSER)/constraints.txt -e '.[browser]'
+	touch $@
+
+test-browser: $(BROWSER)/.installed
+	$(BROWSER)/bin/python -m pytest -m browser tests/browser
 
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         ThroughputCallback,
     )
     from lightning_vfs.core import CheckpointError, SetSizeMismatchError, VFSConfig
-    from lightning_vfs.data import SetDataModule
+    from lightning_vfs.data import SetDataModule, sample_grid, save_png, to_image
     from lightning_vfs.modules import VFSDDPM
 
 _HOMES = {
@@ -26,6 +26,9 @@ _HOMES = {
     "SetSizeMismatchError": "core",
     "VFSDDPM": "modules",
     "SetDataModule": "data",
+    "sample_grid": "data",
+    "save_png": "data",
+    "to_image": "data",
     "EMACallback": "callbacks",
     "FIDCallback": "callbacks",
     "PreemptionCheckpoint": "callbacks",
@@ -45,6 +48,9 @@ __all__ = [
     "ThroughputCallback",
     "VFSConfig",
     "__version__",
+    "sample_grid",
+    "save_png",
+    "to_image",
 ]
 
 

@@ -27,10 +27,14 @@ SUBCOMMANDS = {
     "evaluate": "all figures of a checkpoint, without a training configuration",
     "data": "show a folder of images as training sees it, before training",
     "sample": "generate images of a class from a folder of a few of its images",
+    "demo": "a page on which a few pictures of a class become new ones",
     "convert": "convert checkpoints of Lightning or the JAX system, and folders of weights",
     "extractor": "train a feature extractor on the classes of a data set",
     "cache": "list and clear what is kept on disk: decoded images, features",
+    "push": "share a model on the Hugging Face hub, with a card that has its figures",
     "compare": "show two evaluations side by side, and say whether they are comparable",
+    "leaderboard": "rank many evaluations in a table, with intervals, copiers and a picture",
+    "verify": "generate a sample of an evaluation's images again, and say whether they are the same",
 }
 
 ON_ALL_RANKS = (ConfigError, CheckpointError, SetSizeMismatchError, ClassMismatchError, NonFiniteLossError)
@@ -42,7 +46,7 @@ HELP = f"""usage: lightning-vfs SUBCOMMAND [options]
 Few-shot image generation with diffusion models: train, evaluate, sample.
 
 subcommands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:<13}{text}" for name, text in SUBCOMMANDS.items())}
 
 options:
   -h, --help   show this message
@@ -83,10 +87,10 @@ def main(args: Sequence[str] | None = None) -> int:
     from lightning_vfs.commands.trust import use_working_folder
 
     try:
-        rest = ["--help"] if asked else configurations.resolve(rest)
+        rest = [helps.SHORT if arg == helps.ALL else arg for arg in rest] if asked else configurations.resolve(rest)
         use_working_folder(rest)
         with quiet(training=name == "fit"):
-            if name in ("evaluate", "data", "sample", "convert", "extractor", "cache", "compare"):
+            if name not in ("fit", "validate", "test", "predict"):
                 from importlib import import_module
 
                 return import_module(f"lightning_vfs.commands.{name}").run(rest) or 0

@@ -103,7 +103,8 @@ class Bench:
                 options["every_n_train_steps"] = 1
             if callback["class_path"].endswith("FIDCallback"):
                 options |= _tiny_evaluation(config)
-        values["trainer"]["logger"]["init_args"] |= {"save_dir": str(self.folder / "runs"), "name": name}
+        for logger in values["trainer"]["logger"]:
+            logger["init_args"] |= {"save_dir": str(self.folder / "runs"), "name": name}
         path = self.folder / "tiny.yaml"
         path.write_text(yaml.safe_dump(values))
         every = [

@@ -28,7 +28,9 @@ from lightning_vfs.core import SamplingConfig, VFSConfig
 from lightning_vfs.core.files import replacing
 from lightning_vfs.data import GlyphSets
 from lightning_vfs.data.pictures import sample_grid, save_png
-from lightning_vfs.evaluation import EvaluationPlan, evaluate
+from lightning_vfs.evaluation import EvaluationPlan, EvaluationRecord, evaluate
+from lightning_vfs.evaluation.intervals import interval
+from lightning_vfs.evaluation.record import FILE_NAME, Figure
 from lightning_vfs.metrics import ImageFeatures
 from lightning_vfs.metrics.frechet import frechet_distance
 from lightning_vfs.training.step import TrainingStep
@@ -75,8 +77,9 @@ def fit_to_machine(settings: dict, precision: str | None) -> list[str]:
 def fid_of_untrained(data: GlyphSets, config: VFSConfig) -> float:
     """FID on unseen classes of a model that was never trained."""
     plan = EvaluationPlan(
-        splits=["out"], feature_extractor=EXTRACTOR, sampling=SamplingConfig(steps=10), few_shot_way=None
-    )
+        splits=["out"], feature_extractor=EXTRACTOR, sampling=SamplingConfig(steps=10), few_shot_way=None,
+        diversity_images=0,
+    )  # fmt: skip
     record = evaluate(VFSDDPM(config), data, plan, device="cuda" if torch.cuda.is_available() else "cpu")
     record.write(UNTRAINED_RECORD)
     return record.figures[f"fid[{EXTRACTOR}]/out"].value
@@ -91,16 +94,33 @@ def fid_of_real_halves(data: GlyphSets) -> float:
     return frechet_distance(*(features(images.uint8(half))[features.layers["fid"]] for half in halves))
 
 
-def explain(figures: dict[str, float], untrained: float, floor: float) -> list[str]:
-    """A line for each figure: what it means, its chance level, its best possible value."""
+def explain(record: EvaluationRecord, untrained: float, floor: float) -> list[str]:
+    """A line for each figure, the headline first: what it means, its chance level, its best possible value."""
+    figures = {name: figure.value for name, figure in record.figures.items()}
     accuracy, real = (figures[f"few_shot_accuracy[{EXTRACTOR}]/{name}"] for name in ("out", "out_real"))
     return [
+        *(f"{verdict}.".capitalize() for verdict in record.verdicts),
+        headline(record.figures[f"novel_accuracy[{EXTRACTOR}]/out"]),
         f"few_shot_accuracy {accuracy:.1%}: generated images of characters never seen in training that a classifier "
         f"takes for their character among 20. Chance 5%, real images {real:.1%}.",
         f"FID, unseen characters {figures[f'fid[{EXTRACTOR}]/out']:.2f}; trained characters "
         f"{figures[f'fid[{EXTRACTOR}]/in']:.2f}: distance to real images in {EXTRACTOR} features. "
         f"Untrained weights {untrained:.1f}, two halves of the real images {floor:.2f}.",
     ]
+
+
+def headline(figure: Figure) -> str:
+    """novel_accuracy with its interval, and that of real images and of a copier."""
+    assert figure.floor is not None and figure.copier is not None
+    between = ""
+    if figure.replicates is not None and figure.standard_error is not None:
+        low, high = interval(figure.value, figure.standard_error, len(figure.replicates) - 1)
+        between = f" (95% interval {low:.1%} to {high:.1%})"
+    return (
+        f"novel_accuracy {figure.value:.1%}{between}: generated images of characters never seen in training that show "
+        f"their character and copy neither their support nor a training image. Real images {figure.floor:.1%}, a model "
+        f"that returns its first support image {figure.copier:.1%}."
+    )
 
 
 def guidance_of(settings: dict) -> float:
@@ -162,9 +182,9 @@ def main(args: Sequence[str] | None = None) -> None:
     run = Path(training.trainer.log_dir)
     checkpoint = run / "checkpoints" / "last.ckpt"
     evaluation = VFSCLI(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={checkpoint}"])
-    figures = {name: float(value) for name, value in evaluation.trainer.callback_metrics.items()}
+    record = EvaluationRecord.read(checkpoint.with_name(FILE_NAME))
     model = VFSDDPM.load_from_checkpoint(checkpoint)
-    lines = explain(figures, fid_of_untrained(data, model.config), fid_of_real_halves(data))
+    lines = explain(record, fid_of_untrained(data, model.config), fid_of_real_halves(data))
     draw(model, data, guidance_of(settings), lines)
     write_support(data, run / "support")
     print()

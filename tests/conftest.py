@@ -21,6 +21,7 @@ from lightning_vfs.core import DenoiserConfig, DiffusionConfig, EncoderConfig, S
 
 if TYPE_CHECKING:
     from lightning_vfs import VFSDDPM
+    from tests.hub_server import Hub
 
 # Threads cost more than they bring on such small arrays, above all where they wait for each other on busy cores. torch
 # reads it when it is imported, here and in the processes that tests start.
@@ -122,3 +123,18 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
     save_autoencoder(folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the client asks, with the right token and a cache of its own."""
+    from tests.hub_server import TOKEN, serving
+
+    with serving() as served:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield served

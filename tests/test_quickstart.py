@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,11 @@ def test_it_ends_where_this_precision_is_faster(
     assert (config["trainer"]["precision"], config["trainer"]["max_epochs"]) == (precision, 2)
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert "few_shot_accuracy" in said and "FID, unseen characters" in said
+    (shown,) = re.findall(
+        r"^novel_accuracy (\S+)% \(95% interval (\S+)% to (\S+)%\): .*images (\S+)%,.*image (\S+)%\.$", said, re.M
+    )
+    value, low, high, real, copier = map(float, shown)
+    assert low <= value <= high and real > 80 and copier == 0
     with Image.open("quickstart.png") as picture:
         assert picture.width > 500 and picture.height > 600
 

@@ -59,8 +59,14 @@ class FIDCallback(Callback):
         num_images: images to generate per split, at least 2.
         num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
         splits: of `in` and `out`.
+        images_per_class: images to generate for each class, in place of `num_images`.
+        support_pool: images of each class that are set aside for supports and left out of the real images, drawn by
+            seed: a share of the class, below 1, or a number. None takes supports from all images, and compares with
+            all; with it, set `shots`.
+        lpips: mean LPIPS between pairs of generated images of a class, which says how much they vary; it needs
+            torchvision's weights of VGG16.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         steps: timesteps that the sampler takes.
         eta: of DDIM.
         guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
@@ -87,6 +93,7 @@ class FIDCallback(Callback):
 
     Attributes:
         latest: the record of the latest evaluation.
+        written: the file that it is in.
 
     Raises:
         ConfigError: an option is out of range.
@@ -122,6 +129,9 @@ class FIDCallback(Callback):
         vlb_steps: int | None = None,
         save_images: str | os.PathLike[str] | None = None,
         record: str | os.PathLike[str] | None = None,
+        images_per_class: int | None = None,
+        support_pool: float | None = None,
+        lpips: bool = False,
     ) -> None:
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
@@ -130,6 +140,9 @@ class FIDCallback(Callback):
         self.plan = EvaluationPlan(
             num_images=num_images,
             num_real_images=num_real_images,
+            images_per_class=images_per_class,
+            support_pool=support_pool,
+            lpips=lpips,
             splits=splits,
             sampling=SamplingConfig(steps, sampler, eta, guidance_scale, guidance_interval),
             shots=shots,
@@ -148,6 +161,7 @@ class FIDCallback(Callback):
             save_images=None if save_images is None else local_path(save_images, "save_images"),
         )
         self.latest: EvaluationRecord | None = None
+        self.written: Path | None = None
         self._evaluator: Evaluator | None = None  # from setup to teardown
         self._latest_step = 0
 
@@ -227,12 +241,15 @@ class FIDCallback(Callback):
                 f"{', '.join(broken)}: not finite, and no record is written; {why_not_finite(pl_module)}."
             )
         self.latest = record
-        line = ", ".join(f"{name} {record.figures[name].in_words()}" for name in figures)
+        line = ", ".join(record.in_words())
         words = weights_in_words(trainer, pl_module)
-        made = f"{self.plan.num_images} generated images a split" if self.plan.metrics else "Variational bound"
+        each = self.plan.images_per_class
+        number = f"{self.plan.num_images} generated images a split" if each is None else f"{each} images a class"
+        made = number if self.plan.metrics else "Variational bound"
         verdict = "".join(f"{verdict}. ".capitalize() for verdict in record.verdicts)
         rank_zero_info(f"{verdict}{made}, {words}: {line}")
         if writes and self._write(record, path, trainer):
+            self.written = path
             rank_zero_info(f"Record of the evaluation: {path}")
         return figures
 
@@ -241,7 +258,7 @@ class FIDCallback(Callback):
         if trainer.is_global_zero:
             try:
                 record.write(path)
-                _tell_loggers(trainer, path)
+                _tell_loggers(trainer, record, path)
             except (EvaluationError, OSError) as error:  # the disk became full meanwhile
                 problem = str(error)
         return can_write(trainer, FILE_NAME, path.parent, problem)
@@ -305,7 +322,9 @@ def _is_no_record(path: Path) -> str | None:
     return None if is_record else f"{path.name} is there already, and is not the record of an evaluation"
 
 
-def _tell_loggers(trainer: pl.Trainer, path: Path) -> None:
+def _tell_loggers(trainer: pl.Trainer, record: EvaluationRecord, path: Path) -> None:
+    lines = "\n".join(f"- {line}" for line in (*record.verdicts, *record.in_words()))
+    text = f"{lines}\n\n```json\n{path.read_text()}\n```"
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(FILE_NAME, f"```json\n{path.read_text()}\n```", trainer.global_step)
+            logger.experiment.add_text(FILE_NAME, text, trainer.global_step)

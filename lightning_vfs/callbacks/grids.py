@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
+from lightning_vfs.callbacks.loggers import log_picture
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.core.files import begin_files, local_path
 from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
+from lightning_vfs.data.images import ClassImages
 from lightning_vfs.data.module import SPLITS, SetDataModule, Split
-from lightning_vfs.data.pictures import sample_grid, save_png, with_caption
+from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8, with_caption
 from lightning_vfs.evaluation.model import check_model, shots_of
+from lightning_vfs.metrics.thumbnails import distances, thumbnails
 from lightning_vfs.training.averaging import weights_in_words
 from lightning_vfs.training.nonfinite import why_not_finite
 
@@ -46,12 +49,15 @@ class SampleGridCallback(Callback):
         num_classes: rows.
         num_images: images per row.
         steps: timesteps that the sampler takes.
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
         seed: draws classes, supports and noise.
         split: `train`, `val` or `test`; `train` for a class-conditional model.
         dirname: folder of the pictures; default is `samples` in the logger's folder, or in the trainer's root.
         batch_size: images that are generated at a time; no effect on the images.
+        nearest: show below each generated image the real image of its class that is nearest to it, as `copy_rate` and
+            `support_affinity` compare images; the caption says how many of these are of the support. Models without a
+            support have no such rows.
 
     Raises:
         ConfigError: an option is out of range.
@@ -71,6 +77,7 @@ class SampleGridCallback(Callback):
         split: Split = "test",
         dirname: str | os.PathLike[str] | None = None,
         batch_size: int = 64,
+        nearest: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"SampleGridCallback.split is {split!r}; allowed: {', '.join(map(repr, SPLITS))}.")
@@ -82,6 +89,7 @@ class SampleGridCallback(Callback):
         self.split: Split = split
         self.dirname = None if dirname is None else local_path(dirname, "dirname")
         self.batch_size = batch_size
+        self.nearest = nearest
         check_at_least(self, 1, "every_n_epochs", "num_classes", "num_images", "batch_size")
         self._begun = False  # whether this run has made a picture
 
@@ -120,10 +128,10 @@ class SampleGridCallback(Callback):
         if not can_write(trainer, "Pictures", folder):
             return
         with evaluating(trainer, pl_module):
-            grid = self._picture(trainer, data, pl_module) if trainer.is_global_zero else None
-        problem = None
-        if grid is not None:
-            grid = with_caption(grid, weights_in_words(trainer, pl_module))
+            made = self._picture(trainer, data, pl_module) if trainer.is_global_zero else None
+        problem, grid = None, None
+        if made is not None:
+            grid = with_caption(made[0], weights_in_words(trainer, pl_module) + made[1])
             fresh = fitting and trainer.ckpt_path is None and not self._begun
             try:
                 begin_files(folder, LISTING, [f"{name}.png"], keep=not fresh)
@@ -135,7 +143,7 @@ class SampleGridCallback(Callback):
         if grid is None:
             return
         for logger in trainer.loggers:
-            _log_image(logger, f"samples/{self.split}", grid, trainer.global_step)
+            log_picture(logger, f"samples/{self.split}", grid, trainer.global_step)
 
     def _check(self, pl_module: Any, data: SetDataModule) -> None:
         check_model(pl_module, data, self.sampling)
@@ -145,8 +153,11 @@ class SampleGridCallback(Callback):
                 "training classes: set it to 'train'."
             )
 
-    def _picture(self, trainer: pl.Trainer, data: SetDataModule, pl_module: Any) -> Tensor | None:
-        """The grid, uint8 (3, H, W); None, with a warning, if images are not finite: they would be black."""
+    def _picture(self, trainer: pl.Trainer, data: SetDataModule, pl_module: Any) -> tuple[Tensor, str] | None:
+        """The grid, uint8 (3, H, W), and what its caption ends with.
+
+        None, with a warning, if images are not finite: they would be black.
+        """
         condition, total = pl_module.config.encoder.condition, self.num_classes * self.num_images
         support, labels = (None, None) if condition is None else self._rows(data, pl_module)
         batches = pl_module.sample_batches(
@@ -157,16 +168,23 @@ class SampleGridCallback(Callback):
             seed=self.seed,
             batch_size=self.batch_size,
         )
-        images, hidden = [], trainer.progress_bar_callback is None
+        made, hidden = [], trainer.progress_bar_callback is None
         with closing(progress("Sample grid", total, "images", unit="image", disable=hidden)) as bar:
             for batch in batches:
-                images.append(batch.cpu())
+                made.append(batch.cpu())
                 bar.update(len(batch))
-        generated = torch.cat(images)
+        generated = torch.cat(made)
         if not generated.isfinite().all():
             rank_zero_warn(f"There is no grid, since generated images are not finite; {why_not_finite(pl_module)}.")
             return None
-        return sample_grid(support, generated.unflatten(0, (self.num_classes, self.num_images)))
+        generated = generated.unflatten(0, (self.num_classes, self.num_images))
+        if not self.nearest or support is None or labels is None or condition != "support":
+            return sample_grid(support, generated), ""
+        images = data.split(self.split)
+        real = torch.stack([_nearest(images, *row) for row in zip(labels.tolist(), generated, strict=True)])
+        copied = int((real[:, :, None] == support[:, None]).flatten(3).all(dim=3).any(dim=2).sum())
+        grid = sample_grid(_interleaved(support, torch.ones_like(support)), _interleaved(generated, real))
+        return grid, f"; below: the nearest real image of the class, {copied} of {total} of the support"
 
     def _rows(self, data: SetDataModule, pl_module: Any) -> tuple[Tensor, Tensor]:
         """Supports (r, k, c, h, w) of `num_classes` classes, and the labels (r,) of these."""
@@ -176,9 +194,13 @@ class SampleGridCallback(Callback):
         return images.float(episodes.supports[rows]), torch.from_numpy(episodes.labels[rows])
 
 
-def _log_image(logger: Any, key: str, picture: Tensor, step: int) -> None:
-    """Pass the picture to a Lightning logger, if it takes any: `log_image` (Wandb), or TensorBoard's `add_image`."""
-    if hasattr(logger, "log_image"):
-        logger.log_image(key=key, images=[to_pil_image(picture)], step=step)
-    elif hasattr(getattr(logger, "experiment", None), "add_image"):
-        logger.experiment.add_image(key, picture, step)
+def _nearest(images: ClassImages, label: int, generated: Tensor) -> Tensor:
+    """The real images of a class that are nearest to generated ones (m, c, h, w), in [-1, 1]."""
+    own = np.arange(images.counts[label]) + images.offsets[label]
+    apart = distances(thumbnails(to_uint8(generated)), thumbnails(images.uint8(own)))
+    return images.float(own[apart.argmin(dim=1).numpy()])
+
+
+def _interleaved(upper: Tensor, lower: Tensor) -> Tensor:
+    """Rows (r, m, c, h, w) of one with those of the other below each: (2 r, m, c, h, w)."""
+    return torch.stack([upper, lower], dim=1).flatten(0, 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from lightning_vfs.core.errors import ConfigError, UsageError
+from lightning_vfs.commands.plain_parser import PlainParser
+from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import local_path
 from lightning_vfs.data.cache_folder import (
     FEATURES,
@@ -30,15 +29,8 @@ from lightning_vfs.data.tensor_file import verify
 ALL = "all"
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser without jsonargparse, which takes a while to be imported."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lightning-vfs cache", description=_DESCRIPTION)
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="lightning-vfs cache", description=_DESCRIPTION)
     parser.add_argument("--dir", metavar="FOLDER", help=f"the cache folder; by default {FOLDER}, or ~/.cache/...")
     parser.add_argument(
         "--clear",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_vfs.core.errors import UsageError
+from lightning_vfs.commands.plain_parser import PlainParser
 from lightning_vfs.evaluation.comparison import compare as compare_records
 from lightning_vfs.evaluation.differences import FigureDifference, cautions, differences, margins_of
 from lightning_vfs.evaluation.record import EvaluationRecord
@@ -42,7 +41,7 @@ def compare(first: Sequence[str], second: Sequence[str], margins: Sequence[str] 
             for verdict in record.verdicts:
                 print(f"{side}{f' ({path})' if len(paths) > 1 else ''}, {verdict}")
     reasons, remarks = _differing((*first, *second), [*records[0], *records[1]])
-    found = differences(*records, known)
+    found = differences(records[0], records[1], known)
     if reasons:
         found = {name: each._replace(difference=None, verdict=None) for name, each in found.items()}
     _print_table(_table(found, records))
@@ -116,16 +115,9 @@ def _print_lines(title: str, lines: list[str]) -> None:
         print(title, *(f"  {line}" for line in lines), sep="\n")
 
 
-class _Parser(ArgumentParser):
-    """A parser without jsonargparse, which takes a while to be imported; its errors are as short as the others'."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def run(args: list[str]) -> int:
     """Parse the arguments and compare; returns the exit status."""
-    parser = _Parser("lightning-vfs compare", None, DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
+    parser = PlainParser("lightning-vfs compare", None, DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument(
         "records", nargs="*", metavar="first second", help="the record of an evaluation, fid.json, and another one"
     )

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_vfs.commands.usage import did_you_mean
 from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, check_yaml
 from lightning_vfs.core.errors import ConfigError
 
@@ -56,6 +55,8 @@ def _path(value: str) -> str:
         return str(FOLDER / f"{name}.yaml")
     if path.is_dir():
         raise ConfigError(f"--config {value} is a folder: give a file of it, such as {path / 'config.yaml'}.")
+    from lightning_vfs.commands.usage import did_you_mean  # with jsonargparse, which no other argument needs here
+
     here = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
     near = did_you_mean(name, [*names(), *(file.as_posix() for file in here)])
     raise ConfigError(

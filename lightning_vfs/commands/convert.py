@@ -10,6 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import auto_cli
 
+from lightning_vfs.commands.closing import next_command, sampling_command
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.trust import import_trusted
 from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import CheckpointError, ConfigError
@@ -75,6 +78,10 @@ def convert(
     }
     write[to](state, target)
     print(f"{target}: {_description(state, to, raw)}")
+    if to == "pretrained":
+        print(sampling_command(state.config, "--pretrained", target))
+    elif to == "ckpt":
+        print(next_command("fit", "--config", "imported", "--data.root", "FOLDER", "--ckpt_path", target))
 
 
 def _check_finite(state: TrainingState, source: str) -> None:
@@ -129,4 +136,10 @@ def _description(state: TrainingState, to: str, raw: bool) -> str:
 
 def run(args: list[str]) -> None:
     """Parse the arguments and convert."""
-    auto_cli(convert, args=args, prog="lightning-vfs convert", as_positional=False, parser_class=ExplainingParser)
+    auto_cli(
+        convert,
+        args=spell_out_last(args, find_last),
+        prog="lightning-vfs convert",
+        as_positional=False,
+        parser_class=ExplainingParser,
+    )

@@ -6,7 +6,6 @@ one of a configuration; their options follow likewise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import yaml
 
 from lightning_vfs.commands.configurations import packaged
+from lightning_vfs.commands.plain_parser import PlainParser
 from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
@@ -97,7 +97,7 @@ def run(args: list[str]) -> None:
         DataError: what is wrong with the data.
     """
     args = [arg.replace("--data.", "--", 1) if arg.startswith("--data.") else arg for arg in args]
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = PlainParser(add_help=False, allow_abbrev=False)
     for name in ("--config", "--data"):
         first.add_argument(name)
     chosen, _ = first.parse_known_args(args)
@@ -120,8 +120,8 @@ def run(args: list[str]) -> None:
         f"--data.{name} {shlex.quote(_plain(value))}" for name, value in options.items() if value != defaults[name]
     ]
     config = chosen.config and (packaged(chosen.config) or chosen.config)
-    start = ["--config", shlex.quote(config or "folders"), *(["--data", chosen.data] if chosen.data else [])]
-    print(f"Train on it with: lightning-vfs fit {' '.join([*start, *flags])}")
+    start = ["--config", shlex.quote(config)] if config else ["--data", chosen.data or "FolderSets"]
+    print(f"Next: lightning-vfs fit {' '.join([*start, *flags])}")
 
 
 def _plain(value: Any) -> str:

@@ -10,9 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.callbacks import FIDCallback, RunProgressBar, RunSummary
+from lightning_vfs.commands.closing import next_command
 from lightning_vfs.commands.configurations import configuration_of
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.machine import instantiation, trainer_options
 from lightning_vfs.commands.models import check_one_model, load_model, spell_out_raw
 from lightning_vfs.commands.results import print_results
@@ -79,7 +83,7 @@ def evaluate(options: Namespace, data: SetDataModule, callback: FIDCallback) -> 
     return trainer
 
 
-def _data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
+def data_of_run(ckpt_path: str | None, trusted: Sequence[str]) -> dict[str, Any]:
     """The data's part of the config.yaml that the command line wrote for a run, without its `cache_dir`.
 
     A folder to write to is the user's choice, not that of a file.
@@ -122,13 +126,15 @@ def run(args: list[str]) -> None:
         UntrustedCodeError: the checkpoint or the run's configuration names code that the user has not named.
     """
     parser = _parser()
-    args = spell_out_raw(args)
+    args = spell_out_raw(spell_out_last(args, find_last))
     options = parser.parse_args(args)
     check_one_model(options.ckpt_path, options.pretrained)
     trusted = import_trusted(options.trust)
     if options.get("data") is None:
-        options = parser.parse_args([f"--data={json.dumps(_data_of_run(options.ckpt_path, trusted))}", *args])
+        options = parser.parse_args([f"--data={json.dumps(data_of_run(options.ckpt_path, trusted))}", *args])
     with instantiation():
         made = parser.instantiate(options)
     trainer = evaluate(options, made.data, made.fid)
     print_results(trainer)
+    if made.fid.written is not None:
+        rank_zero_info(next_command("compare", made.fid.written, "OTHER/fid.json"))

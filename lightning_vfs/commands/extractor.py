@@ -13,11 +13,14 @@ from lightning_vfs.data.catalog import SetDataModule  # with all data sets, whic
 from lightning_vfs.metrics.extractor_folder import check_name, check_new, save_extractor
 from lightning_vfs.metrics.extractor_training import fit_extractor
 
-DESCRIPTION = "Train a small classifier on the training classes of a data set, in minutes on a CPU."
+HELP = """Train a small classifier on the training classes of a data set, in minutes on a CPU.
+
+Its features take the place of Inception's: --fid.feature_extractor FOLDER. Give the data as `fit` gets it, so that the
+classes are the same; those of the val and test splits are not looked at."""
 
 
 def _parser() -> ExplainingParser:
-    parser = ExplainingParser(prog="lightning-vfs extractor fit", description=DESCRIPTION)
+    parser = ExplainingParser(prog="lightning-vfs extractor fit", description=HELP)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options")
     parser.add_argument("--out", type=str, required=True, help="new folder for weights and card")
     parser.add_argument("--name", type=str | None, default=None, help="in names of figures; by default the folder's")

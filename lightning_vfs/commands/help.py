@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-SHORT, HELP_ALL = "--help", "--help.all"
+SHORT, ALL = "--help", "--help.all"
 
 _RUN = """\
 configuration and data
   --config NAME|FILE        a packaged configuration (glyphs, folders, cpu, unet, ...) or a YAML file; several are
                             merged in their order, and flags override them
-  --data CLASS              FolderSets (one folder of images for each class), GlyphSets (built in), or your own
+  --data CLASS              FolderSets (one folder of images for each class), GlyphSets (built in), OmniglotSets, ...
   --data.root FOLDER        of FolderSets
   --data.image_size N       pixels a side (32; of GlyphSets 16); --data.channels 1 or 3 (3; of GlyphSets 1)
   --data.set_size N         images of a set, its held-out one included (6)
@@ -56,7 +56,7 @@ examples
   lightning-vfs fit --data FolderSets --data.root path/to/images --steps 20000
   lightning-vfs fit --ckpt_path last
 
-All options: lightning-vfs fit {HELP_ALL}. The resulting configuration: --print_config.
+All options: lightning-vfs fit {ALL}. The resulting configuration: --print_config.
 """
 
 _EVALUATION_OF_RUN = """\
@@ -79,7 +79,7 @@ All options: lightning-vfs {name} {all}. The resulting configuration: --print_co
 
 
 def _of_run(name: str, what: str, more: str = "") -> str:
-    return _EVALUATION_OF_RUN.format(name=name, what=what, run=_RUN, devices=_DEVICES, more=more, all=HELP_ALL)
+    return _EVALUATION_OF_RUN.format(name=name, what=what, run=_RUN, devices=_DEVICES, more=more, all=ALL)
 
 
 EVALUATE = f"""\
@@ -118,7 +118,7 @@ examples
   lightning-vfs evaluate --ckpt_path last
   lightning-vfs evaluate --ckpt_path runs/glyphs/version_0/checkpoints/last.ckpt --fid.feature_extractor glyph-cnn
 
-All options: lightning-vfs evaluate {HELP_ALL}
+All options: lightning-vfs evaluate {ALL}
 """
 
 SAMPLE = f"""\
@@ -151,7 +151,7 @@ how
 example
   lightning-vfs sample --ckpt_path last --support path/to/images/cat --num_images 8 --out out/
 
-All options: lightning-vfs sample {HELP_ALL}
+All options: lightning-vfs sample {ALL}
 """
 
 CONVERT = f"""\
@@ -175,16 +175,16 @@ result
 example
   lightning-vfs convert --ckpt_path last --out model/
 
-All options: lightning-vfs convert {HELP_ALL}
+All options: lightning-vfs convert {ALL}
 """
 
 DATA = f"""\
 usage: lightning-vfs data --root FOLDER [options]
 
-Show a folder of images as training sees it: classes, splits, files that are passed over, and a picture of some
-sets of each split.
+Show data as training sees it: classes, splits, files that are passed over, and a picture of some sets of each split.
 
 options
+  --data CLASS              FolderSets, or OmniglotSets, CIFAR100Sets, ... (FolderSets); --config NAME|FILE that has it
   --root FOLDER             one folder of images for each class, or train/, val/ and test/ with such folders
   --class_level N           levels below root (or a split) at which the classes are, if that is not clear
   --image_size N            pixels a side (32); --channels 1 or 3 (3)
@@ -196,58 +196,104 @@ options
 example
   lightning-vfs data --root path/to/images
 
-All options: lightning-vfs data {HELP_ALL}
+All options: lightning-vfs data {ALL}
 """
 
-COMPARE = """\
-usage: lightning-vfs compare FIRST SECOND
+COMPARE = f"""\
+usage: lightning-vfs compare FIRST SECOND [--margin NAME=VALUE ...]
+       lightning-vfs compare --first RECORD ... --second RECORD ... [--margin NAME=VALUE ...]
 
-Show two evaluations side by side, and say whether they are comparable: if not, every reason is named and the exit
-status is 1.
+Show two evaluations side by side: whether they are comparable, and how they differ. If they are not comparable, every
+reason is named and the exit status is 1.
 
-  FIRST                     the record of an evaluation, fid.json
-  SECOND                    another one
+  FIRST, SECOND             the record of an evaluation, fid.json, and another one
+  --first RECORD ...        training runs of one method; --second RECORD ..., those of another
+  --margin NAME=VALUE ...   differences that do not matter, such as fid=1.5
 
 example
   lightning-vfs compare runs/a/version_0/checkpoints/fid.json runs/b/version_0/checkpoints/fid.json
+
+More on the verdicts: lightning-vfs compare {ALL}
 """
 
-EXTRACTOR = """\
+EXTRACTOR = f"""\
 usage: lightning-vfs extractor fit --data CLASS --out FOLDER [options]
 
-Train a feature extractor for data that Inception does not know: a small classifier of the training
-classes, in minutes on a CPU. Its features take Inception's place: --fid.feature_extractor FOLDER.
-Give the data as `fit` gets it, so that the classes are the same; val and test are not looked at.
+Train a small classifier on the training classes of a data set, in minutes on a CPU. Its features take the place of
+Inception's: --fid.feature_extractor FOLDER.
 
-  --data CLASS              FolderSets (one folder of images for each class), GlyphSets (built in), or your own
-  --data.root FOLDER        of FolderSets
-  --out FOLDER              a new folder for weights and card
-  --name NAME               in names of figures; by default that of the folder
-  --image_size N            pixels a side that the network sees, 16 to 64; by default the data's
-  --channels N              1 (grey) or 3 (RGB); by default the data's
-  --epochs N                by default as many as make about 1,200 steps of 256 images
-  --seed N                  of weights, order, augmentation and held-out images (0)
-  --help.all                all options
+options
+  --data CLASS              as for fit, with its options: --data.root FOLDER and so on
+  --out FOLDER              new folder for weights and card
+  --name NAME               in names of figures; by default the folder's
+  --image_size N            16 to 64; by default the data's; --channels 1 or 3, likewise
+  --epochs N                by default about 1,200 steps of 256 images
+  --seed N                  of weights, order and augmentation (0)
 
 example
-  lightning-vfs extractor fit --data FolderSets --data.root path/to/images --out runs/extractor
+  lightning-vfs extractor fit --data FolderSets --data.root path/to/images --out my-extractor
+
+All options: lightning-vfs extractor fit {ALL}
 """
 
-CACHE = """\
+CACHE = f"""\
 usage: lightning-vfs cache [options]
 
-List what is kept on disk so that it is computed once: decoded images, latents, features and figures of
-real images. It is in LIGHTNING_VFS_CACHE, by default ~/.cache/lightning_vfs. When all of it takes more
-than LIGHTNING_VFS_CACHE_SIZE (200 GiB, or half of the disk), what was used longest ago is removed, but
-nothing that a running job uses.
+List decoded images, features of real images and the like, which are kept so that they are computed once.
 
-  --dir FOLDER              another cache folder, as --data.cache_dir
-  --clear NAME [NAME ...]   remove what has this name or was made of this folder; features; or all
-  --limit SIZE              remove what was used longest ago until the rest takes this much, such as 50GB
+options
+  --dir FOLDER              the cache folder; by default LIGHTNING_VFS_CACHE, or ~/.cache/lightning_vfs
+  --clear NAME ...          remove what has this name, or was made of this folder; features, or all
+  --limit SIZE              remove the least recently used until the rest takes this much, such as 20GiB
   --check                   read every file and compare it with its checksum
 
 example
   lightning-vfs cache --clear path/to/images
+
+More: lightning-vfs cache {ALL}
+"""
+
+LEADERBOARD = """\
+usage: lightning-vfs leaderboard RECORD|FOLDER|PATTERN... [options]
+
+Rank evaluations by novel_accuracy, with 95% intervals, real images and copiers beside the models. Only evaluations
+that are comparable are ranked together; others stand in groups of their own, with the reason. What copies its support
+is said first. Files that are no records are named and passed over; the exit status is 1 if none is left.
+
+  RECORD|FOLDER|PATTERN     files (fid.json), folders with such files at any depth, or '**/fid.json'
+
+options
+  --out FILE                table.md, with its pictures table.svg, ..., or table.html; by default it is printed
+  --by record|run           run: training runs that differ in their seeds alone are one method, with an interval
+                            over the runs (record)
+
+example
+  lightning-vfs leaderboard runs --out leaderboard.html
+"""
+
+VERIFY = f"""\
+usage: lightning-vfs verify RECORD (--ckpt_path FILE | --pretrained FOLDER) [options]
+
+Generate a sample of an evaluation's images again, and say whether they are those that the record (fid.json)
+describes: identical, or different by no more than rounding. If not, the exit status is 1. Figures are not computed
+again: use evaluate and compare for that.
+
+model
+  --ckpt_path FILE          a checkpoint
+  --pretrained FOLDER|ID    a folder that convert wrote, or a model of the Hugging Face hub
+  --autoencoder FOLDER      of a model of latents, if it is not where it was in training
+
+data
+  --data CLASS              by default that of the run; --data.root FOLDER and so on, as for fit
+  --data.image_size N       pixels a side (32); --data.split_seed N (0)
+
+device
+  --device D                auto, cpu, cuda, cuda:1 (auto)
+
+example
+  lightning-vfs verify runs/a/version_0/checkpoints/fid.json --ckpt_path runs/a/version_0/checkpoints/last.ckpt
+
+All options: lightning-vfs verify {ALL}
 """
 
 HELP = {
@@ -263,15 +309,17 @@ HELP = {
     "sample": SAMPLE,
     "convert": CONVERT,
     "data": DATA,
-    "compare": COMPARE,
     "extractor": EXTRACTOR,
     "cache": CACHE,
+    "compare": COMPARE,
+    "leaderboard": LEADERBOARD,
+    "verify": VERIFY,
 }
 """The help of the subcommands. Those that are not here are explained by their parsers."""
 
 
 def asks(args: list[str]) -> str | None:
     """The kind of help that arguments ask for: `--help`, `--help.all` or none."""
-    if HELP_ALL in args:
-        return HELP_ALL
+    if ALL in args:
+        return ALL
     return SHORT if {"-h", SHORT} & set(args) else None

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -26,7 +27,8 @@ from lightning_vfs.callbacks.predictions import PredictionWriter
 from lightning_vfs.callbacks.preemption import PreemptionCheckpoint
 from lightning_vfs.callbacks.progress import RunProgressBar
 from lightning_vfs.callbacks.summary import RunSummary
-from lightning_vfs.commands import own_model, shortcuts
+from lightning_vfs.commands import last_run, own_model, recipes, shortcuts
+from lightning_vfs.commands.closing import files_of_run, next_command, sampling_command
 from lightning_vfs.commands.configurations import fingerprint_file, own_configuration
 from lightning_vfs.commands.last_checkpoint import (
     HELP,
@@ -53,6 +55,7 @@ from lightning_vfs.data.catalog import DATA_SETS
 from lightning_vfs.modules import VFSDDPM
 from lightning_vfs.training.checkpoints import read_checkpoint
 from lightning_vfs.training.nonfinite import why_not_finite
+from lightning_vfs.training.places import COPIES
 
 WRITTEN_BY_LIGHTNING = "# lightning.pytorch=="
 """First characters of a configuration that a run has written."""
@@ -78,7 +81,9 @@ class VFSCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         # Other ranks are started with sys.argv, so the arguments have to be there.
         before = sys.argv
-        self._model_class, args = own_model.own_model(args)
+        args = last_run.with_configuration(args)
+        self._recipe = recipes.with_recipe(args) if args[0] == "fit" else None
+        self._model_class, args = own_model.own_model(self._recipe.args if self._recipe else args)
         sys.argv = [before[0], *args]
         try:
             super().__init__(
@@ -100,6 +105,8 @@ class VFSCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self._check_mesh()
+        if self._recipe is not None and self.trainer.is_global_zero:
+            self._say_recipe(self._recipe.says)
         self.model.asked = self._asked
         if self._read is not None:
             self.trainer.callbacks.append(SameCheckpoint(self._read))  # type: ignore[attr-defined]
@@ -113,6 +120,20 @@ class VFSCLI(LightningCLI):
         """
         with instantiation():
             super().instantiate_classes()
+
+    def _say_recipe(self, says: str) -> None:
+        """Say which recipe is taken, how long it takes and what it writes."""
+        rank_zero_info(says)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if (expected := recipes.expectation(self.model, self.datamodule, self.trainer)) is not None:
+            rank_zero_info(expected)
+        folder = self.trainer.log_dir or self.trainer.default_root_dir
+        size = COPIES * sum(value.numel() * value.element_size() for value in self.model.parameters()) / 2**20
+        rank_zero_info(
+            f"Files: {folder}, with checkpoints of about {size:,.0f} MiB, pictures, figures (tensorboard --logdir "
+            f"{Path(folder).parent}), and config.yaml, which repeats the run: --config {folder}/config.yaml."
+        )
 
     def _check_mesh(self) -> None:
         """Refuse sizes of ModelParallelStrategy that do not match the run."""
@@ -147,6 +168,10 @@ class VFSCLI(LightningCLI):
         if options["fast_dev_run"]:
             # Lightning says that it saves nothing, but a `save_last` saves at the end.
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        for logger in options["logger"] if isinstance(options["logger"], list) else ():
+            if isinstance(logger, CSVLogger | TensorBoardLogger):
+                # The next number is taken when it is first asked for: before one of them makes the folder, all get it.
+                _ = logger.version
         ours = (ProgressBar, RunProgressBar, "enable_progress_bar"), (ModelSummary, RunSummary, "enable_model_summary")
         for kind, own, flag in ours:
             wanted = options[flag] is not False and not options["barebones"]
@@ -167,27 +192,46 @@ class VFSCLI(LightningCLI):
         saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         checkpoint = f"; last checkpoint: {saved}" if saved else ""
         rank_zero_info(f"Trained to step {self.trainer.global_step}. Log: {folder}{checkpoint}")
+        self._say_files(folder)
+        if saved:
+            rank_zero_info(sampling_command(self.model.config, "--ckpt_path", saved))
+
+    def _say_files(self, folder: str) -> None:
+        if self.trainer.is_global_zero and (files := files_of_run(self.trainer, folder)):
+            rank_zero_info(files)
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+        try:
+            self.trainer.fit(ckpt_path=self._checkpoint, **kwargs)
+        except SystemExit:  # after a signal, which all ranks have seen
+            self._say_files(self.trainer.log_dir or self.trainer.default_root_dir)
+            raise
 
     def validate(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.validate(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
         self._check_finite()
+        self._say_record()
 
     def test(self, verbose: bool = True, **kwargs: Any) -> None:
         self.trainer.test(ckpt_path=self._checkpoint, verbose=False, **kwargs)
         if verbose:
             print_results(self.trainer)
         self._check_finite()
+        self._say_record()
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         writer = PredictionWriter()
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(ckpt_path=self._checkpoint, return_predictions=False, **kwargs)
         rank_zero_info(f"Pictures, support and generated image of every test set: {writer.folder(self.trainer)}")
+
+    def _say_record(self) -> None:
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        written = [c.written for c in callbacks if isinstance(c, FIDCallback) and c.written is not None]
+        if written:
+            rank_zero_info(next_command("compare", written[0], "OTHER/fid.json"))
 
     def _check_finite(self) -> None:
         """Raise EvaluationError for figures that are not finite numbers."""
@@ -371,6 +415,41 @@ def _located(values: Any, option: str = "") -> Any:
 
 class _NothingLeftError(Exception):
     """The run that is to be resumed is finished; says why."""
+
+
+class _FindLast(VFSCLI):
+    """Stops where `--ckpt_path last` is found."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self._import_named(config["trust"])
+        config["trainer"] = _located(config["trainer"])
+        self._asked = self._asked_of_run(config)
+        found = last_checkpoint(LAST, "validate", config["trainer"], lambda: self._fingerprint(config["data"]))
+        assert found is not None
+        raise _FoundError(str(found[0]))
+
+
+class _FoundError(Exception):
+    """The checkpoint that was searched for is found."""
+
+
+def find_last(configurations: Sequence[Path]) -> str:
+    """The newest checkpoint of the runs of a configuration, as `fit --ckpt_path last` finds it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    try:
+        _FindLast(["validate", *(f"--config={path}" for path in configurations)])
+    except _FoundError as found:
+        return str(found)
+    finally:  # the caller has no run, and no seed
+        os.environ.pop("PL_GLOBAL_SEED", None)
+        if seed is not None:
+            os.environ["PL_GLOBAL_SEED"] = seed
+    raise AssertionError("it stops before anything runs")
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -42,6 +42,8 @@ WARNED = (
     r"The dirpath has changed from ",
     # EMACallback resumes the average of Lightning's callback, which is refused in the same trainer.
     r"Be aware that when using `ckpt_path`, .* Please add the following callbacks: \['(EMA)?WeightAveraging'\]",
+    # Brackets of `fid[glyph-cnn]/out`, which MLflow leaves out of names.
+    r"MLFlow only allows .* special characters in metric name",
     # Lightning then uses CSVLogger, and the last line of a run says where its log is.
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
 )

@@ -14,6 +14,9 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lightning_vfs.commands.closing import next_command
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.machine import device_of
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.commands.trust import import_trusted
@@ -26,7 +29,7 @@ from lightning_vfs.core.files import check_is_folder, local_path, make_room, rep
 from lightning_vfs.core.progress import progress
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.data import load_support
-from lightning_vfs.data.folders import support_files
+from lightning_vfs.data.folders import draw_support, support_files
 from lightning_vfs.data.layout import printable
 from lightning_vfs.data.pictures import sample_grid, save_png, to_uint8
 from lightning_vfs.modules import VFSDDPM
@@ -73,7 +76,7 @@ def sample(
         autoencoder: folder of the autoencoder of a model of latents, if it is not the one used in training.
         num_images: images to generate.
         steps: diffusion steps to take.
-        sampler: ddim, ddpm or dpmpp_2m.
+        sampler: ddim, ddpm, dpmpp_2m, euler or heun.
         eta: of DDIM, 0 (deterministic) to 1.
         guidance_scale: of classifier-free guidance, for a model trained with encoder.context_dropout; 1 is none; above
             1 the images show more of the class, and vary less.
@@ -129,6 +132,8 @@ def sample(
     of_support = "" if images is None else f" of {len(images)} support images"
     whose = "" if model.origin is None else f" ({model.origin})"
     print(f"{num_images} images and grid.png{of_support}: {folder}{whose}")
+    source = ("--ckpt_path", ckpt_path) if ckpt_path else ("--pretrained", pretrained)
+    print(next_command("evaluate", *source))
 
 
 def _check_finite(generated: Tensor, model: VFSDDPM, done: int) -> None:
@@ -155,8 +160,7 @@ def _at_most(support: str, config: VFSConfig, seed: int) -> list[Path]:
     files = support_files(support)
     if not config.encoder.fills_slots or len(files) <= config.sets.shots:
         return files
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[: config.sets.shots])
-    drawn = [files[i] for i in chosen]
+    drawn = draw_support(files, config.sets.shots, seed)
     names = ", ".join(printable(file.name) for file in drawn)
     print(f"{support} holds {len(files)} images, of which this model takes {len(drawn)}: {names}, by seed {seed}.")
     return drawn
@@ -194,13 +198,14 @@ def _check_condition(config: VFSConfig, support: str | None, label: int | None) 
 
 
 def _with_torch(model: VFSDDPM, device: str, images: Tensor | None, how: dict[str, Any]) -> Iterator[Tensor]:
-    model.use_device(device_of(device))
+    place = device_of(device)
+    model.use_device(place)
     try:
-        for generated in model.to(device).eval().sample_batches(images, **how):
+        for generated in model.to(place).eval().sample_batches(images, **how):
             yield generated.cpu()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{how['batch_size']} images at a time do not fit {device}'s memory: set --batch_size below that."
+            f"{how['batch_size']} images at a time do not fit {place}'s memory: set --batch_size below that."
         ) from error
 
 
@@ -232,7 +237,7 @@ def run(args: list[str]) -> None:
     """Parse the arguments and sample."""
     auto_cli(
         sample,
-        args=spell_out_raw(args),
+        args=spell_out_raw(spell_out_last(args, find_last)),
         prog="lightning-vfs sample",
         as_positional=False,
         parser_class=ExplainingParser,

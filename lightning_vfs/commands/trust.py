@@ -24,6 +24,7 @@ HELP = (
 TRANSFORM = re.compile(r"torchvision\.transforms\.v2\.\w+")
 """Transforms that augment images; they are part of a package that is imported anyway."""
 
+
 def import_trusted(names: str | None) -> list[str]:
     """Import what `--trust` names, so that files may name it too; returns the names of the modules.
 

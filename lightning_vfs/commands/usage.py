@@ -140,7 +140,8 @@ def _no_class(said: _Message, found: re.Match[str]) -> str:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for below in kind.__subclasses__():
+    own: list[type] = kind.__subclasses__()
+    for below in own:
         yield below
         yield from _subclasses(below)
 

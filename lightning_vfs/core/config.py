@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_type_hints
 
 from lightning_vfs.core.checks import check_at_least, check_choices, is_path
@@ -109,6 +110,12 @@ class VFSConfig:
     latent: LatentConfig = field(default_factory=LatentConfig)
 
     def __post_init__(self) -> None:
+        for name, part in _parts().items():
+            if not isinstance(given := getattr(self, name), part):
+                raise ConfigError(
+                    f"VFSConfig.{name} is a {type(given).__name__}, but must be of the class {part.__name__}: "
+                    f"VFSConfig.from_dict({{{name!r}: {{...}}}}) takes plain values."
+                )
         self._check_latent()
         if self.encoder.has_patches:
             self._check_patches(self.encoder, self.encoder_size, 0)
@@ -120,6 +127,12 @@ class VFSConfig:
             self._check_levels(self.denoiser, self.denoiser_size)
         if self.denoiser.conditioning == "lag":
             self._check_tokens()
+
+        if self.diffusion.contrastive_weight and self.encoder.condition is None:
+            raise ConfigError(
+                f"DiffusionConfig.contrastive_weight is {self.diffusion.contrastive_weight}, but encoder.architecture "
+                "'none' has no conditions to tell apart: set it to 0."
+            )
 
     def _check_latent(self) -> None:
         latent, size = self.latent, self.sets.image_size
@@ -287,7 +300,7 @@ class VFSConfig:
         Raises:
             ConfigError: an unknown name, or a value that is not allowed.
         """
-        parts = {f.name: get_type_hints(cls)[f.name] for f in fields(cls)}
+        parts = _parts()
         _refuse_unknown("VFSConfig", values, parts)
         built = {}
         for name, part in parts.items():
@@ -314,6 +327,13 @@ class VFSConfig:
             part: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
             for part, values in parts.items()
         }
+
+
+@cache
+def _parts() -> dict[str, Any]:
+    """The parts of a configuration, by their names."""
+    hints = get_type_hints(VFSConfig)
+    return {f.name: hints[f.name] for f in fields(VFSConfig)}
 
 
 def _refuse_unknown(owner: str, given: Mapping[str, Any], known: Any) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from lightning_vfs.data.mini_imagenet import MiniImageNetSets
     from lightning_vfs.data.module import SetDataModule
     from lightning_vfs.data.omniglot import OmniglotSets
+    from lightning_vfs.data.pictures import sample_grid, save_png, to_image
     from lightning_vfs.data.sets import SetBatch
+    from lightning_vfs.data.tables import TableSets
 
 _HOMES = {
     "CIFAR100Sets": "cifar100",
@@ -32,8 +34,12 @@ _HOMES = {
     "FolderSets": "folders",
     "GlyphSets": "glyphs",
     "SetBatch": "sets",
+    "TableSets": "tables",
     "SetDataModule": "module",
     "load_support": "folders",
+    "sample_grid": "pictures",
+    "save_png": "pictures",
+    "to_image": "pictures",
 }
 
 __all__ = [
@@ -49,7 +55,11 @@ __all__ = [
     "OmniglotSets",
     "SetBatch",
     "SetDataModule",
+    "TableSets",
     "load_support",
+    "sample_grid",
+    "save_png",
+    "to_image",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import stat
@@ -12,26 +11,19 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lightning_vfs.core.errors import DataError
-from lightning_vfs.data.decode import decode_opened, decode_rows, is_image
+from lightning_vfs.data.decode import is_image
 from lightning_vfs.data.decoded import ImageFiles
-from lightning_vfs.data.sources import ImageSource, file_state, fingerprints
+from lightning_vfs.data.sources import EncodedImages, ImageSource, file_state
 
 MOST_BYTES = 2**28
 """Bytes of an image in an archive at most; the largest of these data sets has less than 2**21."""
 
 MOST_EXPANSION, SPARED = 200, 2**26
 """A compressed tar may hold at most so many times its own bytes, and so many more; pictures compress hardly at all."""
-
-AT_ONCE = 64
-"""Members of an archive that are in memory before they are decoded."""
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
@@ -172,7 +164,21 @@ class Archive(Tree):
         return self._members[name].position
 
     def source(self, names: Sequence[str], image_size: int, channels: int) -> ImageSource:
-        return ArchiveImages(root=self.path, image_size=image_size, channels=channels, archive=self, names=names)
+        return EncodedImages(root=self.path, image_size=image_size, channels=channels, files=self, names=names)
+
+    def title(self, name: str) -> str:
+        """What messages call a member."""
+        return f"{self.path}: {name}"
+
+    def contents(self, names: Sequence[str]) -> list[bytes | DataError]:
+        """Content of members, or what is wrong with them."""
+        return [self._content(name) for name in names]
+
+    def _content(self, name: str) -> bytes | DataError:
+        try:
+            return self.read(name)
+        except DataError as error:
+            return error
 
     def _zip_members(self) -> Iterator[tuple[str, Member]]:
         with zipfile.ZipFile(self.path) as file:
@@ -241,45 +247,3 @@ def _not_more(content: bytes, most: int, name: str) -> bytes:
     if len(content) > most:
         raise DataError(f"{name} has more than {most:,} bytes.")
     return content
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchiveImages(ImageSource):
-    """Members of an archive to decode.
-
-    Attributes:
-        archive: which they are members of.
-        names: of the members (N).
-    """
-
-    archive: Archive
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def fingerprints(self) -> np.ndarray:
-        return fingerprints((os.fsencode(name), self.archive.state(name)) for name in self.names)
-
-    def order(self, rows: np.ndarray) -> np.ndarray:
-        positions = np.array([self.archive.position(self.names[row]) for row in rows], dtype=np.int64)
-        return rows[np.argsort(positions, kind="stable")]
-
-    def decode(self, rows: Sequence[int], out: np.ndarray) -> list[DataError | None]:
-        errors: list[DataError | None] = []
-        for first in range(0, len(rows), AT_ONCE):
-            some = [(self.names[row], self._read(self.names[row])) for row in rows[first : first + AT_ONCE]]
-            errors += decode_rows(functools.partial(self._decoded, some), out[first : first + AT_ONCE])
-        return errors
-
-    def _read(self, name: str) -> bytes | DataError:
-        try:
-            return self.archive.read(name)
-        except DataError as error:
-            return error
-
-    def _decoded(self, some: Sequence[tuple[str, bytes | DataError]], i: int) -> np.ndarray:
-        name, content = some[i]
-        if isinstance(content, DataError):
-            raise content
-        return decode_opened(f"{self.archive.path}: {name}", lambda: BytesIO(content), self.image_size, self.channels)

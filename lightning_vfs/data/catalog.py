@@ -11,6 +11,17 @@ from lightning_vfs.data.glyphs import GlyphSets
 from lightning_vfs.data.mini_imagenet import MiniImageNetSets
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.data.omniglot import OmniglotSets
+from lightning_vfs.data.tables import TableSets
 
-_ALL = (CelebASets, CIFAR100Sets, CUBSets, Flowers102Sets, FolderSets, GlyphSets, MiniImageNetSets, OmniglotSets)
-DATA_SETS: dict[str, type[SetDataModule]] = {kind.__name__: kind for kind in _ALL}
+_ALL: tuple[type[SetDataModule], ...] = (
+    CelebASets,
+    CIFAR100Sets,
+    CUBSets,
+    Flowers102Sets,
+    FolderSets,
+    GlyphSets,
+    MiniImageNetSets,
+    OmniglotSets,
+    TableSets,
+)
+DATA_SETS = {kind.__name__: kind for kind in _ALL}

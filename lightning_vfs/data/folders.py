@@ -149,6 +149,14 @@ def support_files(paths_or_folder: str | os.PathLike[str] | Sequence[str | os.Pa
     return paths
 
 
+def draw_support(files: Sequence[Path], most: int, seed: int) -> list[Path]:
+    """As many files as a model takes: all, or `most` of them, drawn by seed, in their order."""
+    if len(files) <= most:
+        return list(files)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(files))[:most])
+    return [files[i] for i in chosen]
+
+
 def load_support(
     paths_or_folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], image_size: int, channels: int
 ) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import torch
 from einops import rearrange
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from lightning_vfs.core.files import replacing
+from lightning_vfs.core.errors import DataError
+from lightning_vfs.core.files import local_path, replacing
 
 PAPER = 200
 """Grey between images, visible next to white and black ones."""
@@ -58,7 +59,33 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def save_png(picture: Tensor, path: Path) -> None:
-    """Write uint8 (1 or 3, H, W) as PNG, all of it or nothing: a run that is killed leaves no half of a picture."""
-    with replacing(path, sync=False) as temporary:
-        to_pil_image(picture).save(temporary, format="PNG")
+def to_image(image: Tensor) -> Image.Image:
+    """A picture for Pillow, of one image or of a grid.
+
+    Args:
+        image: (c, h, w), c = 1 (grey) or 3 (RGB): floats in [-1, 1], as `sample` returns, or uint8, as `sample_grid`.
+
+    Raises:
+        DataError: another shape.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise DataError(
+            f"An image is a tensor (c, h, w) with 1 or 3 channels; got the shape {tuple(image.shape)}. Take one image "
+            "of a batch (images[0]), or draw all of them by sample_grid."
+        )
+    return to_pil_image(to_uint8(image).cpu() if image.is_floating_point() else image.cpu())
+
+
+def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write an image or a grid as PNG, all of it or nothing: a run that is killed leaves no half of a picture.
+
+    Args:
+        image: as for `to_image`.
+        path: the file; its folder is made if necessary.
+
+    Raises:
+        DataError: another shape.
+    """
+    picture = to_image(image)
+    with replacing(local_path(path, "The picture"), sync=False) as temporary:
+        picture.save(temporary, format="PNG")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from lightning_vfs.core.errors import DataError
-from lightning_vfs.data.decode import DECODING, PILLOW, centre_square, decode_rows
+from lightning_vfs.data.decode import DECODING, PILLOW, centre_square, decode_opened, decode_rows
+
+AT_ONCE = 64
+"""Encoded images that are in memory before they are decoded."""
 
 FORMAT = 2
 """Version of what identifies images and their states; raise it when that changes."""
@@ -89,6 +95,60 @@ def file_state(path: Path) -> str:
     except OSError as error:
         return f"errno {error.errno}"
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+class EncodedFiles(Protocol):
+    """Image files that are no files of their own, such as members of an archive, by their names."""
+
+    def title(self, name: str) -> str:
+        """What messages call it."""
+
+    def state(self, name: str) -> str:
+        """What changes with its content."""
+
+    def position(self, name: str) -> int:
+        """They are read fastest in this order."""
+
+    def contents(self, names: Sequence[str]) -> list[bytes | DataError]:
+        """The bytes of some, or what is wrong with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImages(ImageSource):
+    """Image files that are no files of their own.
+
+    Attributes:
+        files: has them.
+        names: which of them these are (N).
+    """
+
+    files: EncodedFiles
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def fingerprints(self) -> np.ndarray:
+        return fingerprints((os.fsencode(name), self.files.state(name)) for name in self.names)
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        positions = np.array([self.files.position(self.names[row]) for row in rows], dtype=np.int64)
+        return rows[np.argsort(positions, kind="stable")]
+
+    def decode(self, rows: Sequence[int], out: np.ndarray) -> list[DataError | None]:
+        errors: list[DataError | None] = []
+        for first in range(0, len(rows), AT_ONCE):
+            names = [self.names[row] for row in rows[first : first + AT_ONCE]]
+            decoded = functools.partial(self._decoded, names, self.files.contents(names))
+            errors += decode_rows(decoded, out[first : first + AT_ONCE])
+        return errors
+
+    def _decoded(self, names: Sequence[str], contents: Sequence[bytes | DataError], i: int) -> np.ndarray:
+        content = contents[i]
+        if isinstance(content, DataError):
+            raise content
+        title = self.files.title(names[i])
+        return decode_opened(title, lambda: BytesIO(content), self.image_size, self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,9 @@ import numpy as np
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import local_path, read_json, replacing
 from lightning_vfs.version import __version__
+
+CHECKSUM = "content_sha256"
+"""Field of a written file that says what the others were when it was written."""
 
 
 class JSONRecord:
@@ -51,7 +55,7 @@ class JSONRecord:
                 f"to {cls.SCHEMA}: evaluate again, or use the version of lightning_vfs that wrote it."
             )
         problems = _Problems([], [], [])
-        parts = {name: value for name, value in values.items() if name != "schema"}
+        parts = {name: value for name, value in values.items() if name not in ("schema", CHECKSUM)}
         later = [path for schema, paths in cls.SINCE.items() if schema > found for path in paths]
         later += cls.OPTIONAL
         record: Self = _parsed(cls, _completed(parts, later), "", problems)
@@ -70,7 +74,9 @@ class JSONRecord:
         Raises:
             EvaluationError: it cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        values = self.to_dict()
+        values[CHECKSUM] = checksum(values)
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         # Lists of numbers on one line each. Strings stay as they are: a line break in them is escaped.
         text = re.sub(r'\[\n[^"\[\]{}]*\]', lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
         file = local_path(path, "The record")
@@ -88,23 +94,46 @@ class JSONRecord:
         Raises:
             EvaluationError: no such file, not JSON, another schema, or missing fields; the message names them.
         """
-        file = local_path(path, "The record")
-        try:
-            values = read_json(file)
-        except OSError as error:
-            raise EvaluationError(
-                f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."
-            ) from error
-        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            raise EvaluationError(f"{path} is not JSON ({error}): give the fid.json of an evaluation.") from error
-        if not isinstance(values, dict):
-            raise EvaluationError(f"{path} is not a record of an evaluation: it holds a {type(values).__name__}.")
+        values = plain_values(path)
         try:
             return cls.from_dict(values)
         except EvaluationError as error:
             raise EvaluationError(f"{path}: {error}") from None
         except OverflowError as error:
             raise EvaluationError(f"{path} is damaged: {error}") from error
+
+
+def plain_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the file of a record holds, before its fields are checked.
+
+    Raises:
+        EvaluationError: no such file, not JSON, or no mapping.
+    """
+    try:
+        values = read_json(local_path(path, "The record"))
+    except OSError as error:
+        raise EvaluationError(
+            f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."
+        ) from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise EvaluationError(f"{path} is not JSON ({error}): give the fid.json of an evaluation.") from error
+    if not isinstance(values, dict):
+        raise EvaluationError(f"{path} is not a record of an evaluation: it holds a {type(values).__name__}.")
+    return values
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of all values of a file but the checksum itself, however they are laid out."""
+    others = {name: value for name, value in values.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def is_unchanged(values: Mapping[str, Any]) -> bool | None:
+    """Whether a file's values are those that were written; None for files of versions that wrote no checksum.
+
+    It finds mistakes: whoever changes a value on purpose can write a new checksum, too.
+    """
+    return None if CHECKSUM not in values else values[CHECKSUM] == checksum(values)
 
 
 def _completed(parts: dict[str, Any], paths: list[str]) -> dict[str, Any]:

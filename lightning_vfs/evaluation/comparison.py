@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Reason, Remark
@@ -40,7 +41,7 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
 
 def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark, str, str]]:
     """Kind, name and difference of every field that is not the same in both, except the figures."""
-    for name, hint in get_type_hints(type(a), include_extras=True).items():
+    for name, hint in _hints(type(a)).items():
         x, y = getattr(a, name), getattr(b, name)
         if is_dataclass(hint):
             yield from _differences(x, y)
@@ -53,6 +54,12 @@ def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark
             left_out = isinstance(kind, Compared) or (isinstance(kind, Reason) and kind.option and None in (x, y))
             if x != y and not left_out and (difference := _difference(x, y)):
                 yield kind, name + of, difference
+
+
+@cache
+def _hints(part: Hashable) -> dict[str, Any]:
+    """Types of a dataclass's fields: many records are compared with each other."""
+    return get_type_hints(part, include_extras=True)
 
 
 def _difference(x: Any, y: Any) -> str:

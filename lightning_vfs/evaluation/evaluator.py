@@ -14,7 +14,14 @@ import torch
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.data.glyphs import GlyphSets
 from lightning_vfs.data.module import SetDataModule
-from lightning_vfs.evaluation.model import check_model, model_record, shots_of, undisturbed
+from lightning_vfs.evaluation.model import (
+    AUTOCAST,
+    OWN_PRECISION,
+    check_model,
+    model_record,
+    shots_of,
+    undisturbed,
+)
 from lightning_vfs.evaluation.plan import SPLITS, EvaluationPlan
 from lightning_vfs.evaluation.real_images import RESIZE
 from lightning_vfs.evaluation.record import (
@@ -31,6 +38,7 @@ from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.split import SplitEvaluation, check_class_names
 from lightning_vfs.metrics import extractor_folder, glyph_cnn
 from lightning_vfs.metrics.extractors import INCEPTION, ImageFeatures
+from lightning_vfs.metrics.perceptual import IN_WORDS, PairwiseLPIPS
 from lightning_vfs.metrics.training_images import TrainingReference
 from lightning_vfs.training.device import memory_format
 from lightning_vfs.training.nonfinite import why_not_finite
@@ -40,13 +48,8 @@ if TYPE_CHECKING:
     from lightning_vfs.modules import VFSDDPM
 
 ROUNDING = "(x + 1) * 127.5, rounded to nearest, half to even, cut to 0..255"
-AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-OWN_PRECISION = {
-    torch.float64: "64-true", torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"
-}  # fmt: skip
-"""Of a model's weights, in the words of Lightning's Trainer, as those of `AUTOCAST` are."""
 
-PIXEL_FIGURES = ("vlb", "support_affinity", "copy_rate", "train_copy_rate", "diversity_pixels")
+PIXEL_FIGURES = ("vlb", "lpips", "support_affinity", "copy_rate", "train_copy_rate", "diversity_pixels")
 """Figures that no extractor takes part in."""
 
 
@@ -116,8 +119,9 @@ class Evaluator:
         if plan.metrics:
             self.features = ImageFeatures(plan.feature_extractor, plan.metrics, plan.weights_path)
         training = TrainingReference(data.split("train"), plan.seed)
+        lpips = PairwiseLPIPS() if plan.lpips else None
         self.splits = {
-            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan, training)
+            name: SplitEvaluation(SPLITS[name], data.split(SPLITS[name]), self.features, plan, training, lpips)
             for name in plan.splits
         }
         if not isinstance(plan.per_class, bool):
@@ -174,6 +178,11 @@ class Evaluator:
         encoder, shots = model.config.encoder, self.plan.shots
         if encoder.condition == "support":
             most = shots_of(model, self.data)
+            if shots is None and self.plan.support_pool is not None:
+                raise EvaluationError(
+                    f"support_pool is {self.plan.support_pool:g}, and the number of images set aside depends on shots, "
+                    f"which is null: set shots, to at most {most}."
+                )
             if shots is not None and shots > most:
                 raise EvaluationError(
                     f"shots is {shots}, but this model takes supports of 1 to {most}: set it to at most {most}, or to "
@@ -259,6 +268,8 @@ class Evaluator:
             float32_matmul_precision=torch.get_float32_matmul_precision(),
             memory_format=memory_format(model),
             seed=self.plan.seed,
+            support_pool=self.plan.support_pool,
+            images_per_class=self.plan.images_per_class,
         )
 
     def _features_record(self) -> FeaturesRecord:
@@ -291,6 +302,7 @@ def _metrics_record(plan: EvaluationPlan, ways: tuple[int, ...], shots: int | No
         kid_kernel=kernel if kid else None,
         isc_order=order if isc else None,
         diversity_images=plan.diversity_images if plan.metrics and shots and plan.diversity_images else None,
+        lpips=IN_WORDS if plan.lpips else None,
     )
 
 

@@ -132,7 +132,7 @@ class EpisodeJudge:
         """
         novelty = self.reference.novelty(thumbs, leave_targets_out=real)
         left_out = np.concatenate([self.supports, self.episodes.targets[:, None]], axis=1) if real else self.supports
-        near, columns = distances.double() / self._scales, 1 + self.groups.count
+        near, columns = distances.double() / self._scales, 1 + self.groups.number
 
         def below(kind: str, values: Tensor, unknown: Tensor) -> Tensor:
             """Whether values (n,) are up to the thresholds, (n, columns); NaN where they are not known."""
@@ -189,7 +189,7 @@ class EpisodeJudge:
         """
         layer, left_out = self.real.layers["prc"], self.supports
         if not features[layer].isfinite().all():
-            nothing = [math.nan] * (1 + self.groups.count)
+            nothing = [math.nan] * (1 + self.groups.number)
             return {name: nothing for name in ("precision", "recall", "novel_precision", "novel_recall")}
         if real:
             left_out = np.concatenate([left_out, self.episodes.targets[:, None]], axis=1)
@@ -199,6 +199,6 @@ class EpisodeJudge:
             neighborhood,
             self.groups.generated,
             self.groups.real,
-            self.groups.count if replicates else 0,
+            self.groups.number if replicates else 0,
             torch.from_numpy(self.real.positions(left_out)),
         )

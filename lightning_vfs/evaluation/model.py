@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_vfs.core import contract, requests
 from lightning_vfs.core.errors import EvaluationError
@@ -19,10 +19,17 @@ from lightning_vfs.core.files import file_sha256
 from lightning_vfs.core.fingerprint import KEY, recipe_sha256, run_sha256
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.trust import reading
+from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.evaluation.record import ModelRecord
 from lightning_vfs.training.averaging import EMACallback
 from lightning_vfs.training.torch_files import load_torch_file
+
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+OWN_PRECISION = {
+    torch.float64: "64-true", torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"
+}  # fmt: skip
+"""Of a model's weights, in the words of Lightning's Trainer, as those of `AUTOCAST` are."""
 
 
 def check_model(model: Any, data: SetDataModule, sampling: SamplingConfig) -> None:
@@ -53,6 +60,15 @@ def shots_of(model: Any, data: SetDataModule) -> int:
     """Images in a support: as many as condition one generation in training, with sets of the data's size."""
     sets = model.config.sets
     return min(sets.shots, replace(sets, set_size=data.set_size).shots)
+
+
+def conditions_of(model: Any, images: ClassImages, episodes: Episodes, rows: np.ndarray) -> dict[str, Tensor | None]:
+    """What a model generates the images of episodes from: supports (m, shots, c, h, w), or labels (m,), or neither."""
+    condition = model.config.encoder.condition
+    return {
+        "support": images.float(episodes.supports[rows]) if condition == "support" else None,
+        "label": torch.from_numpy(episodes.labels[rows]) if condition == "label" else None,
+    }
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ class EvaluationPlan:
     Args:
         num_images: images to generate per split, at least 2.
         num_real_images: real images per split, drawn by seed; None for all, at most 50,000.
+        images_per_class: images to generate for each class, in place of `num_images`.
+        support_pool: images of each class that are set aside, by seed, for supports, so that no generated image is
+            compared with one that it may have been generated from: a share of the class, below 1, or a number. None
+            takes supports from all images and compares with all. It needs `shots` for models that take a support.
         splits: of `in` and `out`.
         sampling: how images are drawn.
         shots: images in a support; by default as many as condition one generation in training.
@@ -42,6 +47,8 @@ class EvaluationPlan:
             least 2; 0 leaves the figure out.
         fid_replicates: whether FID gets an interval, from 20 more distances; None for features of up to 512 dimensions,
             where it takes a second.
+        lpips: LPIPS between pairs of generated images of a class (Zhang et al. 2018), how much they vary; higher is
+            more. It needs torchvision's weights of VGG16.
         vlb_images: real images per split whose variational bound is computed; 0 leaves it out.
         vlb_steps: timesteps of that bound; all by default.
         seed: draws supports, noise and the classes to choose among.
@@ -54,6 +61,8 @@ class EvaluationPlan:
 
     num_images: int = 1000
     num_real_images: int | None = None
+    images_per_class: int | None = None
+    support_pool: float | None = None
     splits: Sequence[Literal["in", "out"]] = ("in", "out")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     shots: int | None = None
@@ -66,6 +75,7 @@ class EvaluationPlan:
     few_shot_way: int | Sequence[int] | None = 20
     diversity_images: int = 2
     fid_replicates: bool | None = None
+    lpips: bool = False
     vlb_images: int = 0
     vlb_steps: int | None = None
     seed: int = 0
@@ -80,7 +90,7 @@ class EvaluationPlan:
             raise ConfigError(
                 "diversity_images is 1, but pairs of images are compared: set it to 2 or more, or to 0 for none."
             )
-        for name, minimum in {"num_real_images": 2, "shots": 1, "vlb_steps": 1}.items():
+        for name, minimum in {"num_real_images": 2, "images_per_class": 1, "shots": 1, "vlb_steps": 1}.items():
             check_whole_number(name, getattr(self, name), minimum, or_none=True)
         if self.metrics or not self.vlb_images:
             check_metrics(self.metrics)
@@ -89,11 +99,30 @@ class EvaluationPlan:
                 "metrics is empty, for the variational bound alone, for which no image is generated: set metrics, or "
                 "leave out per_class and save_images."
             )
+        self._check_pool()
+        if self.lpips and not self.metrics:
+            raise ConfigError("lpips compares generated images, but metrics is empty, so that none is generated.")
         if any(isinstance(way, bool) or not isinstance(way, int) or way < 2 for way in self.ways):
             raise ConfigError(
                 f"few_shot_way is {self.few_shot_way!r}; it must be a whole number of at least 2, or several, or null."
             )
         as_tuples(self, *(name for name, value in vars(self).items() if isinstance(value, list)))
+
+    def _check_pool(self) -> None:
+        pool = self.support_pool
+        if pool is None:
+            return
+        number = isinstance(pool, int | float) and not isinstance(pool, bool) and math.isfinite(pool)
+        if not (number and (0 < pool < 1 or pool == int(pool) >= 1)):
+            raise ConfigError(
+                f"support_pool is {pool!r}; it must be a share of each class, above 0 and below 1, or a whole number "
+                "of its images, or null."
+            )
+        if self.shots is not None and 1 <= pool < self.shots:
+            raise ConfigError(
+                f"support_pool is {pool:g}, but a support has {self.shots} images (shots): set aside at least as many "
+                "of each class."
+            )
 
     @property
     def ways(self) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ class RealImages:
             `MOST_REAL_IMAGES` of it.
         num_images: generated images.
         seed: draws them.
+        among: bool (N,), images of the split that may be compared with; None for all.
 
     Attributes:
         chosen: (m,) int64, indices of the real images in the split.
@@ -65,19 +66,21 @@ class RealImages:
         num_real_images: int | None,
         num_images: int,
         seed: int,
+        among: np.ndarray | None = None,
     ) -> None:
         self.name, self.images, self.extractor = name, images, features
         self.num_images, self.seed = num_images, seed
-        self.chosen = np.arange(len(images))
+        self.chosen = np.arange(len(images)) if among is None else np.flatnonzero(among)
         self.notes: tuple[str, ...] = ()
-        if num_real_images is None and len(images) > MOST_REAL_IMAGES:
+        if num_real_images is None and len(self.chosen) > MOST_REAL_IMAGES:
             num_real_images = MOST_REAL_IMAGES
             self.notes = (
-                f"{name}: generated images are compared with {MOST_REAL_IMAGES:,} of its {len(images):,} real ones, "
-                "drawn by seed; num_real_images takes more.",
+                f"{name}: generated images are compared with {MOST_REAL_IMAGES:,} of its {len(self.chosen):,} real "
+                "ones, drawn by seed; num_real_images takes more.",
             )
         if num_real_images is not None:
-            self.chosen = images.episodes(num_real_images, 1, seed).targets
+            order = images.episodes(len(images), 1, seed).targets
+            self.chosen = (order if among is None else order[among[order]])[:num_real_images]
         left = np.setdiff1d(np.arange(len(images)), self.chosen)
         others = self._divided(left, min(num_images, len(left)), (seed, 2))[0]
         self._pool = np.concatenate([self.chosen, others])

@@ -77,7 +77,7 @@ class Figure:
             return self
         return replace(self, standard_error=error, replicates=tuple(replicates))
 
-    def in_words(self) -> str:
+    def __str__(self) -> str:
         """Such as `15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
         beside = {"floor": self.floor, "copier": self.copier}
@@ -128,6 +128,19 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
+class SampledImage:
+    """One of the generated images, by which `verify` finds out whether a checkpoint makes the same.
+
+    Args:
+        sha256: of its pixels, uint8 (c, h, w).
+        thumbnail: their means on a grid of 8 x 8, rounded to uint8 (c, 8, 8), in base64.
+    """
+
+    sha256: str
+    thumbnail: str
+
+
+@dataclass(frozen=True)
 class SplitRecord:
     """What was generated for a split, and compared with what.
 
@@ -151,6 +164,8 @@ class SplitRecord:
         affinity_hits: likewise, whether the nearest image is one of the support.
         copies: likewise, whether copy_rate counts a copy.
         groups: groups of classes that replicates leave out; of episodes, where there are at most 3 classes.
+        sampled_images: up to 32 of the generated images, evenly spread, by their global index; None where no image is
+            generated.
     """
 
     data_split: Annotated[str, Reason("other classes are evaluated")]
@@ -170,6 +185,7 @@ class SplitRecord:
     affinity_hits: Annotated[str | None, Compared()] = None
     copies: Annotated[str | None, Compared()] = None
     groups: Annotated[int | None, Compared()] = None
+    sampled_images: Annotated[dict[str, SampledImage] | None, Compared()] = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +193,7 @@ class SamplingRecord:
     """How images were generated.
 
     Args:
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         steps: timesteps that it took.
         eta: of DDIM; None for a sampler without.
         guidance: scale of classifier-free guidance; None without guidance.
@@ -188,6 +204,9 @@ class SamplingRecord:
         float32_matmul_precision: of its matrix products in float32, as torch names it: `high` is TF32 on CUDA.
         memory_format: `channels_last` or `contiguous`, of the weights of UNets; None for a model without one.
         seed: draws supports and noise.
+        support_pool: images of each class that supports are drawn from and that the real images leave out, as a share
+            below 1 or a number; None where supports are any images.
+        images_per_class: images generated for each class, where the protocol says that.
     """
 
     sampler: Annotated[str, Reason("another sampler makes other images of the same model")]
@@ -201,6 +220,10 @@ class SamplingRecord:
     float32_matmul_precision: Annotated[str | None, Remark("images may differ in their last digits")]
     memory_format: Annotated[str | None, Remark("images may differ in their last digits")]
     seed: Annotated[int, Remark("other noise, and other supports; figures vary with it by chance")]
+    support_pool: Annotated[
+        float | None, Reason("the real images are, or are not, those that images are generated from")
+    ] = None
+    images_per_class: Annotated[int | None, Reason("classes have different weights in the figures")] = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +261,7 @@ class MetricsRecord:
         prc_neighborhood: nearest neighbours of precision and recall.
         few_shot_way: classes that the figure named just few_shot_accuracy chooses among; other figures name theirs.
         diversity_images: images of a support that diversity compares.
+        lpips: the network, and the size and number of images that it compares.
     """
 
     kid_subsets: Annotated[int | None, Reason("KID is the mean of another number of subsets", option=True)]
@@ -253,6 +277,7 @@ class MetricsRecord:
     kid_kernel: Annotated[str | None, Reason("KID is that of another kernel", option=True)]
     isc_order: Annotated[str | None, Reason("the Inception score is the mean of other splits", option=True)]
     diversity_images: Annotated[int | None, Remark("diversity varies less with more images")] = None
+    lpips: Annotated[str | None, Reason("LPIPS is that of another network or of other pairs", option=True)] = None
 
 
 @dataclass(frozen=True)
@@ -344,7 +369,11 @@ class EvaluationRecord(JSONRecord):
         "figures.*.jittered_mean",
         "figures.*.replicates",
         "splits.*.groups",
+        "splits.*.sampled_images",
         "metrics.diversity_images",
+        "metrics.lpips",
+        "sampling.support_pool",
+        "sampling.images_per_class",
     )
 
     figures: dict[str, Figure]
@@ -357,6 +386,10 @@ class EvaluationRecord(JSONRecord):
     likelihood: dict[str, LikelihoodRecord]
     environment: EnvironmentRecord
     notes: Annotated[tuple[str, ...], Remark("to be read with the figures")]
+
+    def in_words(self) -> list[str]:
+        """The figures but for standard deviations, such as `fid/out 15.1 ± 0.9 (floor 8.5, copier 3.6)`."""
+        return [f"{name} {figure}" for name, figure in self.figures.items() if "_std" not in name]
 
     @property
     def verdicts(self) -> tuple[str, ...]:

@@ -10,23 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import to_uint8
 from lightning_vfs.evaluation.diversity import SplitDiversity
+from lightning_vfs.evaluation.episodes import SplitEpisodes
 from lightning_vfs.evaluation.groups import groups_of
 from lightning_vfs.evaluation.judging import EpisodeJudge
 from lightning_vfs.evaluation.likelihood import likelihood_of
+from lightning_vfs.evaluation.model import conditions_of
 from lightning_vfs.evaluation.novelty import SplitNovelty
 from lightning_vfs.evaluation.plan import EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
 from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
+from lightning_vfs.evaluation.sampled_images import ImageSample
 from lightning_vfs.evaluation.saved_images import SavedImages
 from lightning_vfs.evaluation.shard import RankShard
+from lightning_vfs.evaluation.variety import SplitVariety
 from lightning_vfs.metrics import FewShotAccuracy, FidelityMetric, ImageFeatures
 from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.jackknife import Groups
+from lightning_vfs.metrics.perceptual import PairwiseLPIPS
 from lightning_vfs.metrics.training_images import TrainingReference
 from lightning_vfs.training.ranks import on_first_rank
 
@@ -52,8 +57,10 @@ class SplitEvaluation:
         features: the extractor; None for a plan without metrics.
         plan: what is made and computed.
         training: the images that the model was trained on, for train_copy_rate; None leaves it out.
+        lpips: LPIPS; None leaves it out.
 
     Attributes:
+        num_images: images to generate.
         ways: numbers of classes that few_shot_accuracy chooses among; the plan's by default.
 
     Raises:
@@ -70,19 +77,18 @@ class SplitEvaluation:
         features: ImageFeatures | None,
         plan: EvaluationPlan,
         training: TrainingReference | None = None,
+        lpips: PairwiseLPIPS | None = None,
     ) -> None:
-        if plan.num_real_images is not None and len(images) < plan.num_real_images:
-            raise EvaluationError(
-                f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images: "
-                f"take at most {len(images)}, or null for all of them."
-            )
         self.name, self.images, self.plan = name, images, plan
-        self.real = RealImages(name, images, features, plan.num_real_images, plan.num_images, plan.seed)
+        self._episodes = SplitEpisodes(name, images, plan)
+        self.num_images, among = self._episodes.num_images, self._episodes.among
+        self.real = RealImages(name, images, features, plan.num_real_images, self.num_images, plan.seed, among)
+        self.variety = None if lpips is None else SplitVariety(lpips, images, self.real, plan.seed)
         self.ways = plan.ways
         self.classes = self._chosen_classes()
         if features is not None:
             self.features = features
-            check_enough(features.layers, plan.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
+            check_enough(features.layers, self.num_images, len(self.real.chosen), plan.options, f"split {name!r}")
             self.fidelity = FidelityMetric(features, options=plan.options)
         self.accuracy: FewShotAccuracy | None = None
         self._real_accuracy: dict[int, float] = {}
@@ -96,7 +102,7 @@ class SplitEvaluation:
         Raises:
             ConfigError: they hold images of those names that no evaluation has written; on every rank.
         """
-        self._saved.make_room({"real": len(self.real.chosen), "generated": self.plan.num_images}, first_rank)
+        self._saved.make_room({"real": len(self.real.chosen), "generated": self.num_images}, first_rank)
 
     @property
     def num_choices(self) -> int:
@@ -117,7 +123,7 @@ class SplitEvaluation:
             DataError: a class has too few images.
             EvaluationError: a class of `per_class` has too few images for a FID of its own.
         """
-        episodes = self.images.episodes(self.plan.num_images, shots or 1, self.plan.seed)
+        episodes = self._episodes.draw(shots)
         labels = torch.from_numpy(episodes.labels)
         check_classes(labels, self.real.labels, self.classes, self.images.class_names)
         return episodes
@@ -146,13 +152,17 @@ class SplitEvaluation:
             self._generate_images(model, episodes, novelty, shard)
             figures, found, more = self._compare(episodes, novelty, shard)
             notes += more
+            found["sampled_images"] = self._sampled.gathered()
+            if self.variety is not None:
+                with shard.timing("features"):
+                    figures |= self.variety.figures(episodes, shots, groups, shard)
         likelihood = None
         if self.plan.vlb_images:
-            conditions = partial(self._conditions, model, episodes)
+            conditions = partial(conditions_of, model, self.images, episodes)
             likelihood, figures["vlb"] = likelihood_of(
                 model, conditions, self.images, episodes, self.plan, groups, shard, self.name
             )
-        record = self._record(episodes, shots, {"groups": groups.count} | found)
+        record = self._record(episodes, shots, {"groups": groups.number} | found)
         return SplitResult(figures, record, self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
@@ -218,10 +228,13 @@ class SplitEvaluation:
     def _generate_images(self, model: Any, episodes: Episodes, novelty: SplitNovelty, shard: RankShard) -> None:
         """One for each episode, and more of some supports; their features go into the metrics."""
         novelty.reset(shard)
+        if self.variety is not None:
+            self.variety.reset(shard)
         if self.accuracy is not None:
             self.accuracy.reset()
         if self._diversity is not None:
             self._diversity.reset(shard)
+        self._sampled = ImageSample(len(episodes))
         for batch in shard.batches(len(episodes), f"Evaluation: generating, {self.name}"):
             index = torch.from_numpy(batch)
             pixels, features, broken = self._generated(model, episodes, batch, index, shard)
@@ -233,6 +246,9 @@ class SplitEvaluation:
                 novelty.update(pixels, broken, index)
                 if self._diversity is not None:
                     self._diversity.add_episodes(features[self._layer], pixels, batch)
+                if self.variety is not None:
+                    self.variety.update(pixels, broken, index)
+            self._sampled.add(pixels, batch)
             for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saved.writable else ():
                 self._saved.save("generated", i, image)
         if self._diversity is not None:
@@ -246,7 +262,7 @@ class SplitEvaluation:
         self, model: Any, episodes: Episodes, rows: np.ndarray, index: Tensor, shard: RankShard
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Images of some episodes (n,) with the noise of `index` (n,): uint8, their features, which are not finite."""
-        conditions = self._conditions(model, episodes, rows)
+        conditions = conditions_of(model, self.images, episodes, rows)
         with shard.timing("generation"):
             images = model.generate(index=index, seed=self.plan.seed, sampling=self.plan.sampling, **conditions)
         with shard.timing("features"):
@@ -256,14 +272,6 @@ class SplitEvaluation:
             for values in features.values():
                 values[broken] = torch.nan
         return pixels, features, broken
-
-    def _conditions(self, model: Any, episodes: Episodes, batch: np.ndarray) -> dict[str, Tensor | None]:
-        """What a model is conditioned on: supports (m, shots, c, h, w), or labels (m,), or neither."""
-        condition = model.config.encoder.condition
-        return {
-            "support": self.images.float(episodes.supports[batch]) if condition == "support" else None,
-            "label": torch.from_numpy(episodes.labels[batch]) if condition == "label" else None,
-        }
 
     # -- figures -----------------------------------------------------------------------------------------------------
 
@@ -295,8 +303,8 @@ class SplitEvaluation:
         found = {}
         for name, value in values.items():
             floor = floors.get(name, (novelty.baselines or {}).get(f"real/{name}"))
-            of = sizes if name in floors else None if floor is None else (self.plan.num_images,) * 2
-            figure = Figure(value, floor, of, **novelty.landmarks(name))
+            of = sizes if name in floors else None if floor is None else (self.num_images,) * 2
+            figure = novelty.beside_landmarks(name, Figure(value, floor, of))
             found[name] = figure.with_replicates(more[name][1:]) if name in more else figure
         return found
 
@@ -314,8 +322,8 @@ class SplitEvaluation:
         replicates = self.accuracy.replicates(novelty.judge.groups.generated)
         for (way, accuracy), column in zip(self._accuracies(self.accuracy).items(), replicates, strict=True):
             name, real = self._accuracy_name(way), self._real_accuracy[way]
-            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way, **novelty.landmarks(name))
-            figures[name] = figure.with_replicates(column)
+            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way).with_replicates(column)
+            figures[name] = novelty.beside_landmarks(name, figure)
             figures[f"{name}_real"] = Figure(real, chance=1 / way)
         return figures
 

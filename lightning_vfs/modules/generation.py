@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,12 +22,17 @@ from lightning_vfs.core.guidance import guided
 from lightning_vfs.core.likelihood import BitsPerDim, bits_per_dim
 from lightning_vfs.core.requests import Condition, check_guidance, check_support
 from lightning_vfs.core.sampling_config import SamplingConfig
+from lightning_vfs.data.folders import draw_support, load_support, support_files
 from lightning_vfs.modules.few_shot_diffusion import FewShotDiffusion
 from lightning_vfs.modules.noise import START, indexed_normal
 from lightning_vfs.training.precision import at_least_float32
 
 # Timestep t of the variational bound takes the noise stream VLB_STREAM - t, clear of those of `modules.noise`.
 VLB_STREAM = -1000
+
+
+OnStep = Callable[[int, Tensor], None]
+"""(steps that are left, predicted images (m, c, h, w) in [-1, 1]), called after every step of a sampler."""
 
 
 class Conditioning(NamedTuple):
@@ -43,6 +49,26 @@ class Conditioning(NamedTuple):
 
 class FewShotGenerator(FewShotDiffusion):
     """A few-shot diffusion model that encodes supports, and generates images from them."""
+
+    def load_support(
+        self, paths_or_folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], seed: int = 0
+    ) -> Float[Tensor, "k c h w"]:
+        """Images that condition a generation, as this model takes them.
+
+        Args:
+            paths_or_folder: image files, or the folder of one class.
+            seed: draws `config.sets.shots` images, from more than the model takes.
+
+        Returns:
+            float32 (k, c, h, w) in [-1, 1], for `sample`, on the CPU.
+
+        Raises:
+            DataError: there is no such file or folder, no image in it, or one that cannot be read.
+        """
+        sets, files = self.config.sets, support_files(paths_or_folder)
+        if self.config.encoder.fills_slots:
+            files = draw_support(files, sets.shots, seed)
+        return load_support(files, sets.image_size, sets.channels)
 
     @torch.no_grad()
     def encode(
@@ -153,11 +179,13 @@ class FewShotGenerator(FewShotDiffusion):
         seed: int = 0,
         batch_size: int = 256,
         label: int | Int[Tensor, "*labels"] | None = None,
+        on_step: OnStep | None = None,
         **options: Any,
     ) -> Iterator[Tensor]:
         """The images of `sample`, in batches as they are generated, for more than memory holds at once.
 
-        Args, Raises: as in `sample`.
+        Args, Raises: as in `sample`; `on_step` is called after every step of every batch with the steps that are left
+        and the images as the model predicts them then, which it may show. What it raises ends the generation.
 
         Yields:
             (m, c, h, w) in [-1, 1], m = `batch_size`, or fewer at the end: all images of the first support or label,
@@ -173,7 +201,7 @@ class FewShotGenerator(FewShotDiffusion):
         conditioning = self._conditioning(condition, sampling)
         index = torch.arange(condition.size * num_images, device=self._weights_device)
         for part in index.split(batch_size):
-            yield self._generate(conditioning, part // num_images, part, sampling, seed)
+            yield self._generate(conditioning, part // num_images, part, sampling, seed, on_step)
 
     def _conditioning(self, condition: Condition, sampling: SamplingConfig = SamplingConfig()) -> Conditioning:
         """What conditions generation; encoded once unless the encoder sees t."""
@@ -186,7 +214,13 @@ class FewShotGenerator(FewShotDiffusion):
         return Conditioning(lambda t: context, self.null_context)
 
     def _generate(
-        self, conditioning: Conditioning, context_index: Tensor, index: Tensor, sampling: SamplingConfig, seed: int
+        self,
+        conditioning: Conditioning,
+        context_index: Tensor,
+        index: Tensor,
+        sampling: SamplingConfig,
+        seed: int,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Images of global indices (m,), each conditioned on the context `context_index` (m,).
 
@@ -211,11 +245,21 @@ class FewShotGenerator(FewShotDiffusion):
             conditional, unconditional = outputs.chunk(2)
             return guided(conditional, unconditional, scales[step], shape[0])
 
+        def pixels(x_0: Tensor) -> Tensor:
+            return x_0.clamp(-1, 1) if self.autoencoder is None else self.autoencoder.decode(x_0)
+
+        def watched(x_t: Tensor, t: Tensor, step: int) -> Tensor:
+            output = denoise(x_t, t, step)
+            if on_step is not None:
+                steps = torch.full((len(x_t),), step, device=x_t.device)
+                on_step(step, pixels(process.on(x_t).p_mean_variance(output, x_t, steps).pred_x_0))
+            return output
+
         with self._evaluating():
             x_0 = samplers.sample(
-                denoise, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step)
+                watched, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step)
             )
-        return x_0.clamp(-1, 1) if self.autoencoder is None else self.autoencoder.decode(x_0)
+        return pixels(x_0)
 
     @torch.no_grad()
     def bits_per_dim(

@@ -1,4 +1,4 @@
-"""Models as folders: `model.safetensors` and `config.json`."""
+"""Models as folders: `model.safetensors` and `config.json`; their names, and where these lead."""
 
 from __future__ import annotations
 
@@ -13,15 +13,31 @@ from lightning_vfs.core.config import VFSConfig
 from lightning_vfs.core.errors import CheckpointError, ConfigError
 from lightning_vfs.core.files import local_path, read_json, replacing
 from lightning_vfs.core.trust import check_architectures
+from lightning_vfs.training.hub import download
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
+BOXED = Path(__file__).parents[1] / "pretrained"
+"""Folder of the models that come with the package."""
 
-def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder: str | Path) -> None:
+BOXED_NAMES = ("glyphs",)
+"""Models that come with the package."""
+
+
+def save_pretrained(
+    config: VFSConfig, state_dict: Mapping[str, Tensor], folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
     """Write weights and configuration, each under a temporary name first.
+
+    Args:
+        config: of the model.
+        state_dict: its weights.
+        folder: made if necessary.
+        dtype: of the floating-point weights in the file; by default their own.
 
     Raises:
         ConfigError: the folder has the config.json of something else.
@@ -38,20 +54,27 @@ def save_pretrained(config: VFSConfig, state_dict: Mapping[str, Tensor], folder:
                 "folder, so that it is not overwritten."
             ) from error
     with replacing(folder / CONFIG) as description, replacing(folder / WEIGHTS) as weights:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}, weights)
+        stored = {name: tensor.detach().cpu() for name, tensor in state_dict.items()}
+        stored = {name: t.to(dtype or t.dtype) if t.is_floating_point() else t for name, t in stored.items()}
+        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, weights)
         description.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> tuple[VFSConfig, dict[str, Any]]:
-    """Configuration and weights of a local folder or a hub id, as torch tensors or, without torch, NumPy arrays.
+def load_pretrained(
+    name: str | Path, framework: Literal["pt", "np"] = "pt", revision: str | None = None, **options: Any
+) -> tuple[VFSConfig, dict[str, Any]]:
+    """Configuration and weights of a model, as torch tensors or, without torch, NumPy arrays.
+
+    Args:
+        name: as for `pretrained_folder`; so are `revision` and `options`.
+        framework: of the weights.
 
     Raises:
+        ConfigError: a revision of a model that is not on the hub.
         CheckpointError: a file is missing, damaged, or of something else; the message says which, and what to do.
         UntrustedCodeError: the configuration names a class of another package that is not imported yet.
     """
-    folder = local_path(name, "The pretrained folder")
-    if not folder.is_dir():
-        folder = _download(str(name))
+    folder = pretrained_folder(name, revision, **options)
     for file in (WEIGHTS, CONFIG):
         if not (folder / file).is_file():
             raise CheckpointError(
@@ -73,24 +96,46 @@ def load_pretrained(name: str | Path, framework: Literal["pt", "np"] = "pt") -> 
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or not a safetensors file: {error}") from error
 
 
-def _download(name: str) -> Path:
-    """Folder of a hub id in the local cache, downloaded if necessary.
+def pretrained_folder(name: str | Path, revision: str | None = None, **options: Any) -> Path:
+    """The folder that a model's name leads to.
+
+    Args:
+        name: a folder with model.safetensors and config.json; the name of a model that comes with the package
+            (`BOXED_NAMES`); or an id of the Hugging Face hub, `user/model` or `user/model@revision`.
+        revision: branch, tag or commit, for an id of the hub.
+        **options: for an id of the hub, as for `huggingface_hub.snapshot_download`.
 
     Raises:
-        CheckpointError: the name looks like a path, or nothing can be downloaded.
+        ConfigError: a revision of a model that is not on the hub.
+        CheckpointError: the name looks like a path to nothing, or the model cannot be downloaded.
     """
-    if name.count("/") > 1 or name.startswith((".", "~", "/")) or (Path(name).parent.is_dir() and "/" in name):
+    folder = local_path(name, "The pretrained folder")
+    text = str(name)
+    if folder.is_dir() and ((folder / CONFIG).is_file() or (folder / WEIGHTS).is_file() or text not in BOXED_NAMES):
+        _refuse_revision(f"{folder} is a folder of this machine", revision)
+        return folder
+    if text in BOXED_NAMES:
+        _refuse_revision(f"{text} comes with the package", revision)
+        if not (BOXED / text).is_dir():
+            raise CheckpointError(
+                f"This installation of lightning_vfs lacks the weights of the model {text!r} that releases come with: "
+                "install a release, or give a folder or a hub id."
+            )
+        return BOXED / text
+    if text.count("/") > 1 or text.startswith((".", "~", "/")) or (Path(text).parent.is_dir() and "/" in text):
         raise CheckpointError(
-            f"There is no folder {name}: give the folder that `save_pretrained` or `lightning-vfs convert` wrote, or a "
+            f"There is no folder {text}: give the folder that `save_pretrained` or `lightning-vfs convert` wrote, or a "
             "hub id such as user/model."
         )
+    repo_id, _, after = text.partition("@")
+    if revision and after and revision != after:
+        raise ConfigError(f"{text} names the revision {after}, and revision is {revision}: give one of them.")
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(
-            f"There is no folder {name}. To load a hub id, first `pip install 'lightning_vfs[hub]'`."
-        ) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
-    except Exception as error:  # the hub's client raises many kinds: bad id, no such repository, no network
-        raise CheckpointError(f"There is no folder {name}, and the hub has nothing under that id: {error}") from error
+        return download(repo_id, (WEIGHTS, CONFIG), revision or after or None, **options)
+    except ConfigError as error:
+        raise CheckpointError(f"There is no folder {text}. {error}") from None
+
+
+def _refuse_revision(why: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ConfigError(f"revision is {revision!r}, but {why} and has no revisions: leave it out.")

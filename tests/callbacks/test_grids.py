@@ -135,3 +135,48 @@ def test_options_out_of_range_are_refused(options, message):
 def test_with_the_real_model(trainer, config, data, tmp_path):
     trainer(grids(), max_epochs=1).fit(VFSDDPM(config), datamodule=data())
     assert (tmp_path / "samples" / "step=00000004.png").exists()
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_the_nearest_real_image_is_below_each_generated_one(trainer, painter, data, tmp_path, monkeypatch, copies):
+    """A copier of its support is seen: below each of its images is that image, and the caption counts them."""
+    model, sets, captions = painter(), data(), []
+    split = sets.split("test")
+
+    def sample_batches(support, num_images, **how):
+        rows = support[:, :num_images] if copies else -torch.ones_like(support[:, :num_images])
+        yield rows.flatten(0, 1)
+
+    def caption(picture, text):
+        captions.append(text)
+        return picture
+
+    monkeypatch.setattr(model, "sample_batches", sample_batches)
+    monkeypatch.setattr("lightning_vfs.callbacks.grids.with_caption", caption)
+    callback = grids(nearest=True)
+    trainer(callback).test(model, datamodule=sets, verbose=False)
+    labels = callback._rows(sets, model)[1]
+    picture = torch.from_numpy(np.array(Image.open(tmp_path / "samples" / "test.png"))).movedim(-1, 0)
+    assert picture.shape[1] == 6 * 52 + 4
+    shown = picture[:, 2:-2, -2 - 2 * 52 : -2].unflatten(1, (3, 2, 52))  # c, class, above or below, h, w
+    if copies:
+        assert torch.equal(shown[:, :, 0], shown[:, :, 1])
+        assert captions == [captions[0]] and captions[0].endswith(
+            "the nearest real image of the class, 6 of 6 of the support"
+        )
+        return
+    # By hand: the darkest real image of the class in thumbnails is the nearest to a black one.
+    for row, label in enumerate(labels.tolist()):
+        own = split.float(np.arange(split.counts[label]) + split.offsets[label])
+        nearest = own[own.flatten(1).add(1).square().sum(dim=1).argmin()]
+        expected = sample_grid(None, nearest[None, None])[:, 2:-2, 2:-2]
+        assert torch.equal(shown[:, row, 1, :, :52], expected)
+
+
+def test_without_a_support_there_are_no_nearest_images(trainer, config, data, tmp_path):
+    model = VFSDDPM(replace(config, encoder=replace(config.encoder, architecture="none")))
+    pictures = []
+    for nearest in (True, False):
+        trainer(grids(nearest=nearest)).test(model, datamodule=data(), verbose=False)
+        pictures.append((tmp_path / "samples" / "test.png").read_bytes())
+    assert pictures[0] == pictures[1]

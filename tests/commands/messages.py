@@ -12,6 +12,8 @@ OURS = (
     r"Data: train [\d,]+ classes, [\d,]+ images; .*sets of \d+ x \d x \d+ x \d+",
     r"Training: \d+/\d+ steps \(\d+%\), [\d:]+, [\d:]+ left, .*",
     r"Trained to step \d+\. Log: .*",
+    r"Written: (pictures|figures|evaluation): .*\.",
+    r"Next: lightning-vfs (sample|evaluate|compare|fit) .*",
     r"Record of the evaluation: .*fid\.json",
     r"\d+ generated images a split, (averaged |raw )?weights of step \d+: .*",
     r"Pictures, support and generated image of every test set: .*predictions",

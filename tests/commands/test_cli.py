@@ -66,7 +66,10 @@ def test_help_lists_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == HELP
     training = {"fit", "validate", "test", "predict"}
-    assert set(SUBCOMMANDS) == training | {"evaluate", "data", "sample", "convert", "compare"}
+    assert set(SUBCOMMANDS) == training | {
+        "evaluate", "data", "sample", "demo", "convert", "push", "extractor", "cache", "compare", "leaderboard",
+        "verify",
+    }  # fmt: skip
     assert all(f"\n  {name} " in HELP for name in SUBCOMMANDS)
 
 

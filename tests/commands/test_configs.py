@@ -28,6 +28,7 @@ TINY_DENOISER = ["--model.config.denoiser.dim=12", "--model.config.denoiser.dept
 TINY: dict[str, list[str]] = {
     "baselines/unconditional.yaml": TINY_DENOISER,
     "baselines/class_conditional.yaml": [*TINY_DENOISER, "--model.config.encoder.dim=8"],
+    "cpu.yaml": [*TINY_DENOISER, "--data.image_size=16", "--model.config.encoder.dim=8"],
     "unet.yaml": [
         "--data.image_size=16", "--model.config.encoder.depth=1", "--model.config.encoder.dim=16",
         "--model.config.encoder.heads=2", "--model.config.encoder.dim_head=8",
@@ -51,7 +52,8 @@ def tiny(name: str, folder: Path) -> Path:
             options |= {"every_n_epochs": 1, "num_images": 2, "steps": 2}
         if callback["class_path"].endswith("ModelCheckpoint"):
             options["every_n_train_steps"] = 1
-    values["trainer"]["logger"]["init_args"]["save_dir"] = str(folder)
+    for logger in values["trainer"]["logger"]:
+        logger["init_args"]["save_dir"] = str(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     return folder / "tiny.yaml"
 
@@ -82,6 +84,8 @@ def test_a_tiny_model_trains_and_shows_what_it_makes(name: str, image_folder: Pa
     assert main(["fit", f"--config={tiny(name, tmp_path)}", *flags]) == 0
     run = tmp_path / Path(name).stem / "version_0"
     assert (run / "samples" / "step=00000001.png").is_file()
+    assert list(run.glob("events.out.tfevents.*"))  # TensorBoard, in the same folder
+    assert not run.with_name("version_1").exists()
     trained = VFSDDPM.load_from_checkpoint(run / "checkpoints" / "last.ckpt").config
     shipped = ALL[name]["model"]["config"]
     for part in ("encoder", "denoiser"):

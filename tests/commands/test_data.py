@@ -48,7 +48,7 @@ def test_it_shows_the_data_of_a_configuration(tmp_path: Path, capsys) -> None:
     out = capsys.readouterr().out
     assert out.startswith("train 64 classes, 128 images; val 16 classes, 32 images; test 20 classes, 40 images")
     command = f"fit --config data/cifar100 --data.root {tmp_path} --data.partition cifar-fs --data.set_size 2"
-    assert f"Train on it with: lightning-vfs {command} --data.image_size 8\n" in out
+    assert f"Next: lightning-vfs {command} --data.image_size 8\n" in out
 
 
 def test_it_shows_a_data_set_by_name(tmp_path: Path, capsys) -> None:
@@ -56,7 +56,7 @@ def test_it_shows_a_data_set_by_name(tmp_path: Path, capsys) -> None:
     flags = ["--root", str(tmp_path), "--set_size=2", "--image_size=8", f"--out={tmp_path / 'out'}"]
     assert main(["data", "--data", "CIFAR100Sets", *flags]) == 0
     out = capsys.readouterr().out
-    assert f"fit --config folders --data CIFAR100Sets --data.root {tmp_path} --data.set_size 2" in out
+    assert f"fit --data CIFAR100Sets --data.root {tmp_path} --data.set_size 2" in out
 
 
 @pytest.mark.parametrize(

@@ -63,15 +63,44 @@ def test_what_is_evaluated_must_be_said_and_known(trained, tmp_path: Path, capsy
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_hold_options_of_the_callback(path: Path) -> None:
+    """What each protocol generates, and what it compares with."""
     plan = FIDCallback(**yaml.safe_load(path.read_text())["fid"]).plan
-    assert (plan.num_images, plan.shots, plan.sampling) == (10_000, 5, SamplingConfig(250, "ddpm"))
+    if path.stem == "lofgan":
+        assert (plan.images_per_class, plan.shots, plan.support_pool, plan.lpips) == (128, 3, 10, True)
+        assert plan.splits == ("out",) and plan.metrics == ("fid",)
+    else:
+        assert (plan.num_images, plan.shots, plan.sampling) == (10_000, 5, SamplingConfig(250, "ddpm"))
+        assert plan.support_pool == {"fsdm": 0.5, "fsdm_published": None}[path.stem]
+    assert f"\n#   lightning-vfs evaluate --config configs/eval/{path.name} --ckpt_path" in path.read_text()
 
 
-def test_a_preset_and_flags_over_it(trained, capsys) -> None:
-    preset = [f"--config={PRESETS[0]}", "--fid.metrics=[fid]", "--fid.sampler=ddim"]
-    assert main(["evaluate", *preset, f"--ckpt_path={trained()}", *FEW]) == 0
-    record = json.loads((trained().parent / "fid.json").read_text())
-    assert (record["sampling"]["sampler"], record["sampling"]["shots"]) == ("ddim", 5)
+@pytest.mark.parametrize("name", ["fsdm", "fsdm_published", "lofgan"])
+def test_a_protocol_and_flags_over_it(name: str, trained, capsys, tmp_path: Path) -> None:
+    """By its name; with landmarks, and supports that are among the real images only where it is published so."""
+    few = ["--fid.metrics=[fid]", "--fid.sampler=ddim", "--fid.lpips=false", *FEW]
+    if name == "lofgan":
+        few += ["--fid.images_per_class=2", "--fid.support_pool=3"]
+    record = tmp_path / "fid.json"
+    preset = [f"--config=eval/{name}", *few, f"--fid.record={record}"]
+    assert main(["evaluate", *preset, f"--ckpt_path={trained()}"]) == 0
+    found = json.loads(record.read_text())
+    (split,) = found["splits"].values()
+    assert (found["sampling"]["sampler"], found["sampling"]["shots"]) == ("ddim", 3 if name == "lofgan" else 5)
+    # 3 classes of 8 images; of one of 8, 5 are set aside for a support of 5.
+    real = {"fsdm": 3, "fsdm_published": 8, "lofgan": 5}[name]
+    assert set(split["real_per_class"].values()) == {real}
+    if name == "lofgan":
+        assert set(split["generated_per_class"].values()) == {2}
+    assert all(found["figures"]["fid[glyph-cnn]/out"][beside] is not None for beside in ("floor", "copier"))
+    assert main(["verify", str(record), f"--ckpt_path={trained()}", "--device=cpu"]) == 0
+    assert "verified: all" in capsys.readouterr().out
+
+
+def test_lpips_without_weights_says_which_file_is_missing(trained, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert main(["evaluate", "--config=eval/lofgan", f"--ckpt_path={trained()}", *FEW, "--fid.support_pool=3"]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/hub/checkpoints/vgg16-397923af.pth is not there: get https://" in said
 
 
 def test_records_are_compared(trained, tmp_path: Path, capsys) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lightning_vfs.cli import main
-from lightning_vfs.commands.evaluate import _data_of_run
+from lightning_vfs.commands.evaluate import data_of_run
 
 OTHER = {
     "seed": ["--seed_everything=1"],
@@ -121,7 +121,7 @@ def test_runs_of_one_folder_keep_their_configurations(config_file: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.glob("config*")) == ["config-v1.yaml", "config.yaml"]
     assert b"max_steps: 3" in (tmp_path / "config.yaml").read_bytes() and b"max_steps: 1" in first
     for name, root in (("last", image_folder), ("last-v1", other)):
-        assert _data_of_run(str(tmp_path / f"checkpoints/{name}.ckpt"), [])["init_args"]["root"] == str(root)
+        assert data_of_run(str(tmp_path / f"checkpoints/{name}.ckpt"), [])["init_args"]["root"] == str(root)
 
 
 @pytest.mark.parametrize("asked", ["last", "last_if_any"])

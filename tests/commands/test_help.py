@@ -12,7 +12,7 @@ import pytest
 from jsonargparse import capture_parser
 
 from lightning_vfs.cli import SUBCOMMANDS, main
-from lightning_vfs.commands import compare, convert, data, evaluate, extractor, sample
+from lightning_vfs.commands import convert, data, evaluate, sample, verify
 from lightning_vfs.commands.help import HELP
 from lightning_vfs.commands.lightning import VFSCLI
 from lightning_vfs.commands.shortcuts import SHORTCUTS
@@ -26,6 +26,7 @@ def test_help_fits_a_screen(name: str, capsys: pytest.CaptureFixture[str]) -> No
     assert main([name, "--help"]) == main([name, "-h"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: lightning-vfs {name} ")
+    assert f"lightning-vfs {name} " in shown.partition("\nexample")[2]
     lines = HELP[name].splitlines()
     assert len(lines) <= 60 and max(map(len, lines)) <= 119
     assert "example" in shown
@@ -47,16 +48,16 @@ def defaults() -> dict[str, dict]:
     parsers = {
         name: capture_parser(lambda module=module: module.run([]))
         for name, module in (
-            ("compare", compare), ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample),
+            ("convert", convert), ("data", data), ("evaluate", evaluate), ("sample", sample),
+            ("verify", verify),
         )
     }  # fmt: skip
-    parsers["extractor"] = capture_parser(lambda: extractor.run(["fit"]))
     for name in TRAINER:
         parsers[name] = _options_of(name)
     found = {name: dict(parser.get_defaults().items()) for name, parser in parsers.items()}
     parser = capture_parser(lambda: data.run([]))
     of_folders = {f"data.{key}": value for key, value in parser.get_defaults().items()}
-    for name in (*TRAINER, "evaluate", "extractor"):
+    for name in (*TRAINER, "evaluate", "verify"):
         found[name] |= of_folders
     return found
 
@@ -85,7 +86,7 @@ def stated(text: str) -> Iterator[tuple[str, str | None]]:
             yield found[1], default and default[1]
 
 
-@pytest.mark.parametrize("name", [name for name in SUBCOMMANDS if name not in ("compare", "cache")])
+@pytest.mark.parametrize("name", [*TRAINER, "convert", "data", "evaluate", "sample", "verify"])
 def test_options_and_defaults_are_those_of_the_parser(name: str, defaults: dict[str, dict]) -> None:
     options = list(stated(HELP[name]))
     assert len(options) > 5
@@ -105,6 +106,14 @@ def test_options_and_defaults_are_those_of_the_parser(name: str, defaults: dict[
             shown = default.replace("[", "(").replace("]", ")").split(";")[0]
             says = str(value).replace("'", "").replace("[", "(").replace("]", ")").replace(",)", ")")
             assert says == shown or says.lower() == shown, f"{option}: {says} is the default, not {shown}"
+
+
+@pytest.mark.parametrize("command", [["compare"], ["cache"], ["extractor", "fit"]])
+def test_options_are_those_of_all_options(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help.all"]) == 0
+    known = capsys.readouterr().out
+    options = {option for option, _ in stated(HELP[command[0]])}
+    assert options and all(f"--{option}" in known for option in options)
 
 
 def test_all_options_have_those_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:

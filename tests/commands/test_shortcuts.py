@@ -108,3 +108,10 @@ def test_without_such_a_callback_it_says_how_to_add_one(config_file: Path, capsy
     assert "has no FIDCallback that takes it: add one, by --trainer.callbacks+=lightning_vfs.FIDCallback" in said
     assert main(["test", f"--config={config_file}", "--steps=5"]) == 2
     assert "There is no option --steps." in capsys.readouterr().err
+
+
+def test_the_documentation_has_all_of_them() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for name, short in SHORTCUTS.items():
+        option = short.stands_for.rpartition(".")[2]
+        assert re.search(rf"^\| `--{name} \w+` \| .*\b{option}\b", text, re.MULTILINE)

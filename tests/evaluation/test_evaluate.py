@@ -175,7 +175,7 @@ def test_the_lines_of_the_documentation_run(checkpoint, monkeypatch, tmp_path, c
     scope: dict[str, Any] = {}
     exec(code.replace("num_images=500", "num_images=20"), scope)
     assert scope["record"].model.checkpoint == shown
-    assert "Figure(value=" in capsys.readouterr().out
+    assert re.fullmatch(r"\S+ ± \S+ \(floor \S+, copier \S+\)\n", capsys.readouterr().out)
 
 
 def test_floors_are_computed_once_and_kept(painter, tiny, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import pytest
 
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import hash_of
+from lightning_vfs.evaluation.codec import is_unchanged, plain_values
 from lightning_vfs.evaluation.comparison import compare
 from lightning_vfs.evaluation.record import Compared, EvaluationRecord, Figure, Reason, Remark, versions
 
@@ -67,6 +68,7 @@ PLAIN: dict[str, Any] = {
             "affinity_hits": "10-",
             "copies": "00-",
             "groups": 2,
+            "sampled_images": {"0": {"sha256": "e" * 64, "thumbnail": "AAEC"}},
         }
     },
     "sampling": {
@@ -81,6 +83,8 @@ PLAIN: dict[str, Any] = {
         "float32_matmul_precision": "highest",
         "memory_format": None,
         "seed": 0,
+        "support_pool": 0.5,
+        "images_per_class": 50,
     },
     "features": {
         "extractor": "inception-v3-compat",
@@ -100,6 +104,7 @@ PLAIN: dict[str, Any] = {
         "prc_neighborhood": 3,
         "few_shot_way": 20,
         "diversity_images": 2,
+        "lpips": "vgg16",
     },
     "likelihood": {
         "out": {
@@ -180,7 +185,8 @@ def test_the_file_is_the_same_every_time_and_can_be_read_by_people(tmp_path: Pat
     assert text.startswith('{\n  "schema": 5,\n  "figures": {\n    "fid/out": {\n      "value": 4.5,\n')
     assert '"floor_images": [100, 200],\n' in text
     assert '"classes": [\n        "a",\n        "ä"\n      ],\n' in text
-    assert list(json.loads(text)) == ["schema", *(field.name for field in dataclasses.fields(EvaluationRecord))]
+    names = [field.name for field in dataclasses.fields(EvaluationRecord)]
+    assert list(json.loads(text)) == ["schema", *names, "content_sha256"]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -231,7 +237,7 @@ def test_who_reads_while_it_is_replaced_sees_one_record_whole(tmp_path: Path) ->
     EvaluationRecord.from_dict(plain()).write(tmp_path / "fid.json")
     with open(tmp_path / "fid.json") as reader:
         EvaluationRecord.from_dict(changed("sampling.seed", 5)).write(tmp_path / "fid.json")
-        assert json.load(reader) == plain()
+        assert json.load(reader)["sampling"]["seed"] == 0
 
 
 def test_others_may_read_it(tmp_path: Path) -> None:
@@ -253,8 +259,10 @@ def paths(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 
 FREE = {("figures", "fid/out"), ("splits", "out"), ("likelihood", "out"), ("features", "layers", "fid")}
+FREE |= {("splits", "out", "sampled_images", "0")}
 FREE |= {("splits", "out", counts, name) for counts in ("generated_per_class", "real_per_class") for name in "aä"}
-OPTIONAL = ("mean_of_support", "jittered_mean", "replicates", "groups", "diversity_images")
+OPTIONAL = ("mean_of_support", "jittered_mean", "replicates", "groups", "diversity_images", "sampled_images")
+OPTIONAL += ("lpips", "support_pool", "images_per_class")
 REQUIRED = [path for path in paths(plain()) if path not in FREE and path[-1] not in OPTIONAL]
 
 
@@ -322,6 +330,19 @@ def test_what_is_no_record_is_refused_by_the_name_of_the_file(tmp_path: Path, co
         EvaluationRecord.read(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("path", ["figures.fid/out.value", "notes", "splits.out.classes", "schema"])
+def test_a_value_that_was_changed_since_it_was_written_is_found(tmp_path: Path, path: str) -> None:
+    """However the file is laid out; records of earlier versions state nothing."""
+    EvaluationRecord.from_dict(changed("splits.out.classes", ["a", os.fsdecode(b"caf\xe9")])).write(tmp_path / "a")
+    values = plain_values(tmp_path / "a")
+    assert is_unchanged(values) is True
+    (tmp_path / "a").write_text(json.dumps(dict(reversed(values.items()))))
+    assert is_unchanged(plain_values(tmp_path / "a")) is True
+    assert is_unchanged(changed(path, 3, values)) is False
+    del values["content_sha256"]
+    assert is_unchanged(values) is None
+
+
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +394,8 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "sampling.float32_matmul_precision": ("high", REMARK, "float32_matmul_precision: highest against high: images may"),
     "sampling.memory_format": ("channels_last", REMARK, "memory_format: none against channels_last: images may"),
     "sampling.seed": (1, REMARK, "seed: 0 against 1: other noise"),
+    "sampling.support_pool": (None, REASON, "support_pool: 0.5 against none: the real images are, or are not, those"),
+    "sampling.images_per_class": (128, REASON, "images_per_class: 50 against 128: classes have different weights"),
     "features.extractor": (
         "glyph-cnn",
         REASON,
@@ -392,6 +415,7 @@ TABLE: dict[str, tuple[Any, str, str]] = {
     "metrics.prc_neighborhood": (5, REASON, "prc_neighborhood: 3 against 5: "),
     "metrics.few_shot_way": (5, REASON, "few_shot_way: 20 against 5: "),
     "metrics.diversity_images": (4, REMARK, "diversity_images: 2 against 4: diversity varies less with more images"),
+    "metrics.lpips": ("alex", REASON, "lpips: vgg16 against alex: LPIPS is that of another network or of other pairs"),
     "likelihood.*.num_images": (2, REASON, "num_images of split out: 10 against 2: the bound is that of other images"),
     "likelihood.*.steps": (3, REASON, "steps of split out: 2 against 3: the bound is that of a process"),
     "environment.world_size": (4, REMARK, "world_size: 1 against 4: figures do not depend on it"),
@@ -436,7 +460,9 @@ def test_what_is_compared_may_differ(path: str) -> None:
     path = path.replace("*", "fid/out" if path.startswith("figures") else "out")
     several = path.endswith(("floor_images", "terms", "mse", "replicates"))
     words = path.endswith(("verdict", "hits_all", "affinity_hits", "copies"))
-    value = [7, 7] if several else "1" if words else 7 if path.endswith(("without_reference", "groups")) else 7.5
+    kinds: dict[str, Any] = {"sampled_images": {"0": {"sha256": "f" * 64, "thumbnail": ""}}, "groups": 7}
+    value = [7, 7] if several else "1" if words else 7 if path.endswith("without_reference") else 7.5
+    value = kinds.get(path.split(".")[-1], value)
     other = EvaluationRecord.from_dict(changed(path, value))
     assert other != EvaluationRecord.from_dict(plain())
     assert compare(EvaluationRecord.from_dict(plain()), other) == ([], [])
@@ -486,8 +512,11 @@ def test_records_of_earlier_schemas_are_read() -> None:
             for each in part.values() if "*" in path else (part,):
                 del each[path.split(".")[-1]]
     assert EvaluationRecord.from_dict(first).figures["fid/out"].replicates is None, "before they were part of schema 4"
-    new["metrics"]["diversity_images"] = None
-    added = {"figures": tuple(PLAIN["figures"]["fid/out"])[-5:], "splits": tuple(PLAIN["splits"]["out"])[-8:]}
+    for part, name in (("metrics", "diversity_images"), ("metrics", "lpips")):
+        new[part][name] = None
+    for name in ("support_pool", "images_per_class"):
+        new["sampling"][name] = None
+    added = {"figures": tuple(PLAIN["figures"]["fid/out"])[-5:], "splits": tuple(PLAIN["splits"]["out"])[-9:]}
     for part, names in added.items():
         for each in new[part].values():
             each |= dict.fromkeys(names)

@@ -50,6 +50,11 @@ DRAWS: dict[str, tuple[dict, dict, dict]] = {
         {"support": supports(2, 3)},
         {"sampler": "dpmpp_2m", "guidance_scale": 2.5, "guidance_interval": [4, 15]},
     ),
+    "heun_along_straight_paths": (
+        {"encoder": {"context_dropout": 0.1}, "diffusion": {"schedule": "flow", "prediction": "x_0"}},
+        {"support": supports(2, 3)},
+        {"sampler": "heun", "guidance_scale": 2.5, "guidance_interval": [4, 15]},
+    ),
     "guided_timestep_discrete": (
         {"encoder": DISCRETE, "diffusion": {"variance": "learned_range"}},
         {"support": supports(2)},
