@@ -9,7 +9,8 @@ from jsonargparse import ActionConfigFile
 from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import UsageError
 from lightning_vfs.core.files import local_path
-from lightning_vfs.data.catalog import SetDataModule  # with all data sets, which the parser finds
+from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds the data sets that are imported
+from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.metrics.extractor_folder import check_name, check_new, save_extractor
 from lightning_vfs.metrics.extractor_training import fit_extractor
 
