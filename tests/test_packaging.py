@@ -16,6 +16,7 @@ PACKAGE = ROOT / "lightning_vfs"
 OPTIONAL = {
     "pillow_heif": "heic",
     "huggingface_hub": "hub",
+    "gradio": "demo",
     "pyarrow": "hf",
     "tensorstore": "jax-import",
     "msgpack": "jax-import",

@@ -139,8 +139,9 @@ def _no_class(said: _Message, found: re.Match[str]) -> str:
     return f"{said.place(said.outer)} {name}: {what}{_meant(name.rpartition('.')[2], named, others=True)}."
 
 
-def _subclasses(kind: type[object]) -> Iterator[type[object]]:
-    for below in kind.__subclasses__():
+def _subclasses(kind: type) -> Iterator[type]:
+    own: list[type] = kind.__subclasses__()
+    for below in own:
         yield below
         yield from _subclasses(below)
 

@@ -18,22 +18,32 @@ SOURCE = "https://github.com/lightning-vfs/lightning_vfs"
 KNOWN_SAMPLERS = ("ddpm", "ddim", "dpmpp_2m")
 
 
-class FigureInWords(Protocol):
-    """A figure of an evaluation."""
+LANDMARKS = {
+    "floor": "floor",
+    "copier": "copier",
+    "mean_of_support": "mean of support",
+    "jittered_mean": "jittered mean",
+}
+"""Columns of the table of figures: what else a figure has, and the column's name."""
+
+
+class EvaluatedFigure(Protocol):
+    """A figure of an evaluation, a Figure; it may have the fields of `LANDMARKS`, too."""
 
     @property
     def value(self) -> float:
         """NaN where generated images were not finite."""
 
-    def in_words(self) -> str:
-        """The figure with its standard error and what stands beside it, such as its floor."""
+    @property
+    def standard_error(self) -> float | None:
+        """None if it is not known."""
 
 
 class Evaluated(Protocol):
     """What a card says of an evaluation: an EvaluationRecord."""
 
     @property
-    def figures(self) -> Mapping[str, FigureInWords]:
+    def figures(self) -> Mapping[str, EvaluatedFigure]:
         """By their names."""
 
     @property
@@ -155,7 +165,7 @@ def _metadata(config: VFSConfig, repo_id: str, text: CardText, record: Evaluated
             metric_value=figure.value,
         )
         for name, figure in record.figures.items()
-        if math.isfinite(figure.value)
+        if math.isfinite(figure.value) and "_std" not in name
     ]  # fmt: skip
     named: dict[str, Any] = {"model_name": repo_id.split("/")[-1], "eval_results": results} if results else {}
     tags = ["diffusion", "image-generation", *(["few-shot"] if support else [])]
@@ -274,21 +284,37 @@ def _figures(config: VFSConfig, record: Evaluated | None) -> str:
         + f", seed {how.seed}.",
         *([f"Features: {as_code(features.extractor)}."] if features.extractor else []),
     ]
-    rows = [f"| {as_code(name)} | {as_text(figure.in_words())} |" for name, figure in record.figures.items()]
     notes = [f"- {as_text(note)}" for note in record.notes if note not in record.verdicts]
     return "\n\n".join(
         part
         for part in (
             "## Figures",
             "\n".join(f"- {line}" for line in protocol),
-            "\n".join(["| figure | value |", "| --- | --- |", *rows]) if rows else "",
-            "± is a standard error. The floor is the same figure between two sets of real images, and copier is that "
-            "of a copy of the first image that was given: only with figures of new images, such as `novel_accuracy`, "
-            "is a copy worth nothing. `fid.json` has everything that the figures depend on.",
+            _table(record.figures),
+            "± is a standard error. The floor is the same figure between two sets of real images; the other columns "
+            "are the figure of a copy of the first image that was given, of the mean of those images, and of that mean "
+            "rotated, scaled and shifted. Only with figures of new images, such as `novel_accuracy`, is a copy worth "
+            "nothing. `fid.json` has everything that the figures depend on.",
             _list("Notes:", notes),
         )
         if part
     )
+
+
+def _table(figures: Mapping[str, EvaluatedFigure]) -> str:
+    """Figures with their standard errors, and those landmarks that any of them has."""
+    columns = [n for n in LANDMARKS if any(getattr(figure, n, None) is not None for figure in figures.values())]
+    lines = [
+        ["figure", "value", *(LANDMARKS[name] for name in columns)],
+        ["---"] * (2 + len(columns)),
+    ]
+    for name, figure in figures.items():
+        if "_std" not in name:
+            error = "" if figure.standard_error is None else f" ± {figure.standard_error:.2g}"
+            beside = (getattr(figure, column, None) for column in columns)
+            shown = ("-" if value is None else f"{value:.4g}" for value in beside)
+            lines.append([as_code(name), f"{figure.value:.4g}{error}", *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(lines) > 2 else ""
 
 
 def _list(title: str, lines: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ def test_push_takes_the_record_of_the_checkpoint(
     EvaluationRecord.from_dict(PLAIN | {"model": own}).write(tmp_path / "fid-v1.json")
     assert main(arguments) == 0
     assert "with the figures of its evaluation" in capsys.readouterr().out
-    assert "| `fid/out` | 4.5 ± 0.12 (floor 0.5, copier 0.25) |" in hub.files("user/model")["README.md"].decode()
+    assert "| `fid/out` | 4.5 ± 0.12 | 0.5 | 0.25 | 0.75 | 1.5 |" in hub.files("user/model")["README.md"].decode()
     assert main([*arguments, "--raw"]) == 0
     assert "without figures" in capsys.readouterr().out
 

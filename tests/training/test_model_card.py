@@ -63,7 +63,7 @@ def test_the_verdict_stands_above_everything_and_the_figures_follow() -> None:
     card = model_card(tiny_config(), "user/model", CardText(license="mit"), record(), "raw weights of step 3", True)
     body = card.split("---\n", 2)[2].strip()
     assert body.startswith("**Warning: out: copies its support: its fid")
-    assert "| `fid/out` | 4.5 ± 0.12 (floor 0.5, copier 0.25) |" in body
+    assert "| `fid/out` | 4.5 ± 0.12 | 0.5 | 0.25 | 0.75 | 1.5 |" in body
     assert "![Generated images" in body and "raw weights of step 3" in body and "Licence of the model: mit." in body
     assert metadata(card)["model-index"][0]["results"][0]["metrics"] == [
         {"type": "fid", "value": 4.5, "name": "fid/out"}
