@@ -17,6 +17,8 @@ GROUPS = 20
 """Groups that classes are dealt into."""
 FEW_GROUPS = 8
 """Groups below which an interval says little."""
+ROUNDING = 1e-12
+"""Share of a figure below which a standard error is nothing but rounding."""
 LEVEL = 0.95
 """Of intervals, unless asked otherwise."""
 
@@ -39,7 +41,8 @@ def standard_error(replicates: Sequence[float]) -> float:
     found = np.asarray(replicates, dtype=np.float64)
     if len(found) < 2 or not np.isfinite(found).all():
         return math.nan
-    return float(np.sqrt((len(found) - 1) * found.var()))
+    error = float(np.sqrt((len(found) - 1) * found.var()))
+    return error if error > ROUNDING * np.abs(found).max() else 0.0
 
 
 def interval(value: float, error: float, freedom: float, level: float = LEVEL) -> tuple[float, float]:

@@ -37,6 +37,7 @@ def test_fewer_classes_are_as_many_groups() -> None:
 def test_the_error_of_a_mean_is_the_known_one() -> None:
     values = np.random.default_rng(0).normal(size=20)
     assert standard_error(leave_out(values)) == pytest.approx(stats.sem(values), rel=1e-9)
+    assert standard_error([-0.05263, -0.05263 + 1e-17, -0.05263 - 7e-18]) == standard_error([0.0, 0.0]) == 0
     assert math.isnan(standard_error([1.0])) and math.isnan(standard_error([1.0, math.nan, 2.0]))
 
 
