@@ -109,7 +109,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="of training, at most")
     parser.add_argument("--epochs", type=int, help="exactly so many, whatever they take")
     parser.add_argument("--precision", choices=PRECISIONS, help="by default the one that is faster here")
-    parser.add_argument("--checkpoint", type=Path, help="do not train; write the model of this checkpoint of the same recipe")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="do not train; write the model of this checkpoint of the same recipe"
+    )
     parser.add_argument("--out", type=Path, default=BOXED / NAME, help="folder to write")
     options = parser.parse_args(args)
     if options.out.exists():
