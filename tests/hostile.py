@@ -213,7 +213,7 @@ KINDS = {
         "features/*",
     ),
     "decoded-image cache": Kind(_write_decoded_cache, _read_decoded_cache, "cache/*.safetensors", False),
-    "glyph cache": Kind(_read_glyph_cache, _read_glyph_cache, "glyphs-*"),
+    "glyph cache": Kind(_read_glyph_cache, _read_glyph_cache, "glyphs-*.safetensors"),
 }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_vfs.commands.demo_studio import (
     command_of,
     in_a_sentence,
     pictures,
+    result_of,
     side_by_side,
 )
 
@@ -46,7 +46,7 @@ def generate(studio: Studio, *controls: Any) -> Iterator[tuple[Any, ...]]:
         assert frame is not None
         shown = gr.Image(visible=False), gr.Gallery(pictures(frame.images), visible=True)
         file = gr.DownloadButton(value=str(studio.download(order, frame)), interactive=True)
-        yield *shown, f"{len(frame.images)} images in {frame.steps} steps", command_of(order, frame), file
+        yield *shown, result_of(order, frame), command_of(order, frame), file
 
 
 def compare(studio: Studio, other: Any, *controls: Any) -> tuple[Image.Image, str]:
@@ -70,10 +70,8 @@ def add_drawing(drawing: dict[str, Any] | None, support: Any) -> tuple[list[Any]
     sheet = (drawing or {}).get("composite")
     if sheet is None or not (drawing or {}).get("layers") or not any(layer.getbbox() for layer in drawing["layers"]):  # type: ignore[index]
         raise gr.Error("Draw something first.", print_exception=False)
-    paper = Image.new("RGBA", sheet.size, "white")
-    with tempfile.NamedTemporaryFile(suffix=".png", prefix="drawing-", delete=False) as file:
-        Image.alpha_composite(paper, sheet.convert("RGBA")).convert("RGB").save(file, format="PNG")
-    return [*(support or ()), (file.name, None)], None
+    paper = Image.alpha_composite(Image.new("RGBA", sheet.size, "white"), sheet.convert("RGBA"))
+    return [*(support or ()), (paper.convert("RGB"), None)], None
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -139,7 +137,7 @@ def build(studio: Studio) -> gr.Blocks:
 def _gallery(label: str, name: str) -> gr.Gallery:
     return gr.Gallery(
         label=label, type="filepath", file_types=["image"], columns=5, height=180, interactive=True, elem_id=name,
-        object_fit="contain", sources=["upload"],
+        object_fit="contain", sources=["upload"], format="png",
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ class SplitNovelty:
     def update(self, pixels: Tensor, broken: Tensor, index: Tensor) -> None:
         """Add images uint8 (n, c, h, w) by global sample index (n,); those that are `broken` were not finite."""
         thumbs = thumbnails(pixels).masked_fill(broken.cpu()[:, None, None, None], math.nan)
-        distances = self.judge.nearest(thumbs)
+        distances = self.judge.nearest(thumbs, limits=self.judge.limits(self.baselines or {}, index))
         self._rows.update({"thumbs": thumbs, "training": distances.float()}, index)
 
     # -- real images and landmarks -------------------------------------------------------------------------------------
