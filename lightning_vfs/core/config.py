@@ -265,7 +265,7 @@ class VFSConfig:
         patches = (self.encoder_size // encoder.patch_size) ** 2
         if encoder.architecture == "vit" and encoder.pool == "none":
             patches *= self.sets.slots
-        return patches + (0 if encoder.pool in ("patches", "mean_patch", "sum_patch") else self.num_extra_tokens)
+        return patches + (0 if encoder.pool in ("patches", "mean_patch") else self.num_extra_tokens)
 
     @property
     def num_extra_tokens(self) -> int:

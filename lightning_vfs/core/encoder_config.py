@@ -18,19 +18,19 @@ from lightning_vfs.core.errors import ConfigError
 
 EncoderArchitecture = Literal["set_vit", "vit", "set_tokens", "unet", "class_label", "none"] | str
 Tokenizer = Literal["stack", "per_image_mean", "per_slot_mean"]
-Pool = Literal["cls", "mean", "sum", "patches", "mean_patch", "sum_patch", "agg", "none"]
+Pool = Literal["cls", "mean", "sum", "patches", "mean_patch", "none"]
 TimeToken = Literal["none", "zero", "timestep"]
 ContextKind = Literal["deterministic", "variational", "variational_discrete"]
 
 POOLS: dict[str, tuple[str, ...]] = {
     "set_vit": ("cls", "mean", "sum", "patches", "none"),
-    "vit": ("cls", "mean", "sum", "mean_patch", "sum_patch", "agg", "none"),
+    "vit": ("cls", "mean", "mean_patch", "none"),
     "set_tokens": ("cls", "mean", "patches", "none"),
     "unet": ("mean", "none"),
 }
 """Poolings that an encoder's architecture has."""
 
-TOKEN_POOLS = ("patches", "mean_patch", "sum_patch", "agg", "none")
+TOKEN_POOLS = ("patches", "mean_patch", "none")
 """Poolings that leave several tokens, which `lag` attends to."""
 
 
@@ -54,13 +54,12 @@ class EncoderConfig:
         tokenizer: of `set_vit`: `stack` (the set's images as channels of one patch), `per_image_mean` (each image's
             patches embedded alone, then averaged over the images given; independent of the set size) or
             `per_slot_mean` (the same over all slots, with zero images in those that are left).
-        pool: what becomes the context: the class token, the mean or sum of all tokens, or several tokens: the patch
-            tokens alone (`patches`), every token (`none`), of a `vit` the patch tokens' mean or sum over the set, seen
-            by the transformer once more (`mean_patch`, `sum_patch`), or all tokens of patches that were averaged over
-            the set beforehand (`agg`); of a `unet` the mean over the smallest feature map, or its positions (`none`).
-            Of several tokens, each goes through the head; `film` takes their mean, `lag` attends to them. Of
-            `set_tokens`, what is left of every image: its class token, its tokens' mean, those of its patches or all;
-            `film` then pools them over the set by the attention of a learned query.
+        pool: what becomes the context: the class token, the mean or, of `set_vit`, the sum of all tokens, or several
+            tokens: the patch tokens alone (`patches`), every token (`none`), of a `vit` the patch tokens' mean over the
+            set, seen by the transformer once more (`mean_patch`); of a `unet` the mean over the smallest feature map,
+            or its positions (`none`). Of several tokens, each goes through the head; `film` takes their mean, `lag`
+            attends to them. Of `set_tokens`, what is left of every image: its class token, its tokens' mean, those of
+            its patches or all; `film` then pools them over the set by the attention of a learned query.
         time_token: `none`, `zero` (a token without a timestep, as the first JAX system had it), or `timestep` (the
             encoder sees t: in training and at every sampling step).
         dropout: probability of dropout in the encoder, 0 to below 1.

@@ -138,16 +138,14 @@ class ViTEncoder(SetEncoder):
     attention: ClassVar[type[EncoderAttention]] = EncoderAttention
 
     def _patch_tokens(self, x_set: jax.Array, shots: jax.Array | None) -> jax.Array:
-        each = self._tokens_of_each(x_set)
-        return each.mean(axis=1) if self.config.encoder.pool == "agg" else rearrange(each, "b s l d -> b (s l) d")
+        return rearrange(self._tokens_of_each(x_set), "b s l d -> b (s l) d")
 
     def _positions(self, positions: jax.Array, num_tokens: int) -> jax.Array:
         extra, patches = jnp.split(positions, [self.config.num_extra_tokens], axis=1)
         return jnp.concatenate([extra, jnp.tile(patches, (1, num_tokens // self._num_patches, 1))], axis=1)
 
     def _pool(self, x: jax.Array, transformer: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        pool = self.config.encoder.pool
-        if pool not in ("mean_patch", "sum_patch"):
+        if self.config.encoder.pool != "mean_patch":
             return super()._pool(x, transformer)
-        patches, how = x[:, self.config.num_extra_tokens :], pool.removesuffix("_patch")
-        return transformer(reduce(patches, "b (s l) d -> b l d", how, l=self._num_patches))
+        patches = x[:, self.config.num_extra_tokens :]
+        return transformer(reduce(patches, "b (s l) d -> b l d", "mean", l=self._num_patches))

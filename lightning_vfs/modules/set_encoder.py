@@ -159,22 +159,18 @@ class ViTEncoder(SetEncoder):
     attention = EncoderAttention
 
     def _patch_tokens(self, x_set: Tensor, shots: Tensor | None) -> Tensor:
-        each = self._tokens_of_each(x_set)
-        return each.mean(dim=1) if self.config.pool == "agg" else rearrange(each, "b s l d -> b (s l) d")
+        return rearrange(self._tokens_of_each(x_set), "b s l d -> b (s l) d")
 
     def _positions(self, num_tokens: int) -> Tensor:
         extra, patches = self.pos_embedding.split([self.num_extra, self.num_patches], dim=1)
         return torch.cat([extra, patches.repeat(1, num_tokens // self.num_patches, 1)], dim=1)
 
     def _pool(self, x: Tensor, key: Tensor | None) -> Tensor:
-        match self.config.pool:
-            case "mean_patch" | "sum_patch":
-                how = self.config.pool.removesuffix("_patch")
-                pooled = reduce(x[:, self.num_extra :], "b (s l) d -> b l d", how, l=self.num_patches)
-                # The same layers once more, but not the same masks.
-                return self._transform(pooled, None if key is None else random_bits(key, 1)[:, 0])
-            case _:
-                return super()._pool(x, key)
+        if self.config.pool != "mean_patch":
+            return super()._pool(x, key)
+        pooled = reduce(x[:, self.num_extra :], "b (s l) d -> b l d", "mean", l=self.num_patches)
+        # The same layers once more, but not the same masks.
+        return self._transform(pooled, None if key is None else random_bits(key, 1)[:, 0])
 
 
 class SetTokens(SetEncoder):

@@ -18,8 +18,8 @@ def block_matrices(module: nn.Module) -> list[nn.Parameter]:
     Not those of convolutions, embeddings and norms, nor of layers before, between and behind the blocks.
     """
     blocks = [block for block in module.modules() if isinstance(block, NetworkBlock)]
-    layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
-    return list({id(layer.weight): layer.weight for layer in layers if layer.weight.requires_grad}.values())
+    weights = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
+    return [parameter for parameter in module.parameters() if id(parameter) in weights and parameter.requires_grad]
 
 
 class MuonAdamW(Optimizer):
@@ -41,7 +41,7 @@ class MuonAdamW(Optimizer):
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; returns what the closure gives."""
         loss = None
         if closure is not None:

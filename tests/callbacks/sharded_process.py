@@ -24,11 +24,11 @@ SHARDED = {
 }
 
 
-def fit(folder, ckpt_path=None, model_options=(), **options):
+def fit(folder, ckpt_path=None, model_options=(), optimizer="adamw", **options):
     """Six optimizer steps of two batches each, over epochs of five batches; its figures, and checkpoints of 3 and 6."""
     pl.seed_everything(0)
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=100)
-    model = VFSDDPM(VFSConfig.from_dict(SHARDED), optimizer, **dict(model_options))
+    settings = OptimizerConfig(name=optimizer, learning_rate=1e-3, warmup_steps=2, decay_steps=100)
+    model = VFSDDPM(VFSConfig.from_dict(SHARDED), settings, **dict(model_options))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=6,
@@ -67,6 +67,10 @@ def main():
         options = {"devices": 2, "strategy": strategy, "plugins": [LightningEnvironment()]}
         return fit(folder / name, ckpt_path, {"checkpoint_activations": True}, **options, **more)
 
+    if "MUON" in os.environ:
+        sharded("muon", optimizer="muon")
+        sharded("muon resumed", folder / "muon" / "step=2.ckpt", optimizer="muon")
+        return
     figures = sharded("sharded")
     sharded("resumed", folder / "sharded" / "step=2.ckpt")
     sharded("from single", folder / "single" / "step=2.ckpt")

@@ -66,6 +66,23 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder):
     assert_equal(checkpoint(folder, "resumed"), checkpoint(folder, "sharded"), atol=0, rtol=0)
 
 
+@pytest.mark.slow
+def test_muon_in_shards_is_that_of_one_process(tmp_path):
+    """But for its products in bfloat16, whose rounding differs; the moments of the gradients do not."""
+    register_tiny()
+    fit(tmp_path / "single", optimizer="muon")
+    run_ranks(Path(__file__).with_name("sharded_process.py"), 2, tmp_path, MUON="1")
+    single, sharded, resumed = (tensors(checkpoint(tmp_path, name)) for name in ("single", "muon", "muon resumed"))
+    torch.testing.assert_close(resumed, sharded, atol=0, rtol=0)
+    torch.testing.assert_close(sharded["state_dict"], single["state_dict"], atol=3e-3, rtol=0)
+    momenta = [
+        [state["momentum_buffer"] for state in each["moments"].values() if "momentum_buffer" in state]
+        for each in (single, sharded)
+    ]
+    assert len(momenta[0]) == 14
+    torch.testing.assert_close(momenta[1], momenta[0], atol=1e-4, rtol=1e-3)
+
+
 def test_the_average_of_bf16_weights_is_float32_in_shards_too(folder):
     averaged, expected = (checkpoint(folder, name)["state_dict"] for name in ("bf16", "sharded"))
     assert {value.dtype for name, value in averaged.items() if name != "denoiser.pos_embed"} == {torch.float32}

@@ -26,7 +26,7 @@ def test_slots_and_shots_of_a_set_of_six(held_out: str, slots: int, shots: int) 
             [
                 "EncoderConfig.pool",
                 "'max'",
-                "'cls', 'mean', 'sum', 'patches', 'mean_patch', 'sum_patch', 'agg', 'none'",
+                "'cls', 'mean', 'sum', 'patches', 'mean_patch', 'none'",
             ],
         ),
         (EncoderConfig, {"dropout": 1.0}, ["EncoderConfig.dropout", "1.0", "below 1"]),

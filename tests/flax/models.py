@@ -73,10 +73,10 @@ MORE_MODELS: dict[str, dict] = {
         "encoder": {"architecture": "vit", "pool": "none", "time_token": "timestep", "projection_dim": 12},
         "denoiser": {"conditioning": "lag"},
     },
-    "lag_vit_sum_patch_zero_token_discrete": {
+    "lag_vit_mean_patch_zero_token_discrete": {
         "encoder": {
             "architecture": "vit",
-            "pool": "sum_patch",
+            "pool": "mean_patch",
             "time_token": "zero",
             "context": "variational_discrete",
             "kl_weight": 0.3,
@@ -87,7 +87,7 @@ MORE_MODELS: dict[str, dict] = {
         "sets": {"held_out": "none", "random_shots": True},
         "encoder": {"architecture": "vit", "pool": "mean_patch", "head_hidden_dim": 12},
     },
-    "vit_agg_variational": {"encoder": {"architecture": "vit", "pool": "agg", "context": "variational"}},
+    "vit_mean_variational": {"encoder": {"architecture": "vit", "pool": "mean", "context": "variational"}},
     "flow_weighted_contrast_null": {
         "encoder": {"context_dropout": 0.3},
         "diffusion": {

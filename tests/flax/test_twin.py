@@ -151,15 +151,15 @@ def test_dropout_is_where_torch_has_it(tiny_model) -> None:
 
 
 def test_dropout_of_cross_attention_and_of_the_vit_is_where_torch_has_it(tiny_model) -> None:
-    encoder = {"architecture": "vit", "pool": "agg", "dropout": 0.25}
+    encoder = {"architecture": "vit", "pool": "none", "dropout": 0.25}
     layer, block = ("encoder", "transformer", "layer_0"), ("dit", "DiTBlock_0")
     assert drops(tiny_model(3, encoder=encoder, denoiser={"dropout": 0.5, "conditioning": "lag"})) == sorted(
         [
-            (("encoder",), 0.25, (17, 16)),  # embeddings
-            ((*layer, "EncoderAttention_0"), 0.25, (2, 17, 17)),  # attention probabilities
-            ((*layer, "EncoderAttention_0"), 0.25, (17, 16)),
-            ((*layer, "FeedForward_0"), 0.25, (17, 64)),
-            ((*layer, "FeedForward_0"), 0.25, (17, 16)),
+            (("encoder",), 0.25, (49, 16)),  # embeddings, of the patches of 3 images and the class token
+            ((*layer, "EncoderAttention_0"), 0.25, (2, 49, 49)),  # attention probabilities
+            ((*layer, "EncoderAttention_0"), 0.25, (49, 16)),
+            ((*layer, "FeedForward_0"), 0.25, (49, 64)),
+            ((*layer, "FeedForward_0"), 0.25, (49, 16)),
             (block, 0.5, (4, 16)),
             (block, 0.5, (4, 16)),  # cross-attention
             ((*block, "MlpBlock_0"), 0.5, (4, 64)),
