@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +26,7 @@ from lightning_vfs.data import FolderSets, load_support
 from lightning_vfs.data.cache import DamagedCacheWarning
 from lightning_vfs.data.decode import PILLOW, decode, decode_all, extensions
 from lightning_vfs.data.decoded import ImageFiles
+from lightning_vfs.data.folders import contents_of
 from lightning_vfs.data.image_sets import UnreadableImagesWarning
 from lightning_vfs.data.layout import find_classes
 from lightning_vfs.data.module import SmallClassWarning
@@ -250,6 +253,17 @@ def test_what_does_not_change_the_content_decodes_nothing(
     copy.rename(root)
     sets(root).setup()
     assert decoded == [] and len(list(cache_folder.glob("folders-*.safetensors"))) == 1
+
+
+def test_the_key_of_a_folder_is_one_of_json(image_folder: Write) -> None:
+    """Checkpoints state it, so that it must never change."""
+    root = image_folder({f"c/{name}.png": 1 for name in ("plain", 'quo"te', "back\\slash", "caf\u00e9", "new\nline")})
+    layout, sha = find_classes(root), hashlib.sha256()
+    (found,) = layout.classes
+    sha.update(json.dumps(["c", None, 5]).encode())
+    for image in found.images:
+        sha.update(json.dumps([image, (root / "c" / image).stat().st_size]).encode())
+    assert contents_of(layout) == {"classes": 1, "images": 5, "files": sha.hexdigest()[:16]}
 
 
 def test_memory_is_that_of_a_chunk_whatever_the_number_of_images(
