@@ -127,13 +127,13 @@ def test_dropped_pictures_become_images(visit: Callable[[], Any], photos: list[s
 def test_a_drawing_is_a_picture(visit: Callable[[], Any]) -> None:
     page = visit()
     page.locator("button.label-wrap", has_text="Draw").click()
-    sheet = page.locator("#sheet canvas").first
-    sheet.scroll_into_view_if_needed()
+    page.wait_for_selector("#sheet canvas")
+    page.click("#sheet button[aria-label=Brush]")
     page.wait_for_timeout(1000)
-    box = sheet.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.3)
+    box = page.locator("#sheet canvas").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.4)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.6, steps=8)
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6, steps=8)
     page.mouse.up()
     page.wait_for_timeout(1000)
     page.click("#add-drawing")
