@@ -244,8 +244,8 @@ def _take_over(files: ImageSource, marks: np.ndarray, changed: np.ndarray, tenso
 
 def _matching(marks: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `marks` that `known` has too, ascending, and their rows there; both uint8 (_, 16), each row once."""
-    whole = [np.ascontiguousarray(each).view("S16").reshape(-1) for each in (marks, known)]
-    _, mine, theirs = np.intersect1d(*whole, return_indices=True)
+    ours, others = (np.ascontiguousarray(each).view("S16").reshape(-1) for each in (marks, known))
+    _, mine, theirs = np.intersect1d(ours, others, return_indices=True)
     order = np.argsort(mine)
     return mine[order], theirs[order]
 
