@@ -84,10 +84,11 @@ def of_images(root: str, cache: str, **options: Any) -> SetDataModule:
 
 def start(root: str, cache: str) -> dict[str, float]:
     """Everything until the first batch could be drawn."""
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     with Peak() as peak:
         of_images(root, cache).setup()
-    return {"seconds": time.perf_counter() - begin, "MiB": peak.most - peak.before}
+    seconds, processor = time.perf_counter() - begin, time.process_time() - used
+    return {"seconds": seconds, "seconds of a processor": processor, "MiB": peak.most - peak.before}
 
 
 def epoch(root: str, cache: str, workers: str, kind: str) -> dict[str, float]:
@@ -118,7 +119,7 @@ def index(root: str, cache: str) -> dict[str, float]:
     found = sum(len(each.images) for each in layout.classes)
     listed = (time.perf_counter() - begin) / found * INDEXED
     with Peak() as peak:
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         classes = []
         for number in range(INDEXED // 1300):
             names = [f"n{number:08}_{image}.JPEG" for image in range(1300)]
@@ -133,7 +134,7 @@ def index(root: str, cache: str) -> dict[str, float]:
         pixels = torch.zeros(1, dtype=torch.uint8).expand(INDEXED, 3, 64, 64)
         labels = np.repeat(np.arange(len(classes)), [len(each.images) for each in classes])
         images = ClassImages(pixels, [each.name for each in classes], labels, PrintableNames(names))
-        indexed = time.perf_counter() - begin
+        indexed, processor = time.perf_counter() - begin, time.process_time() - used
         begin = time.perf_counter()
         sampler = SetSampler(images, SET, INDEXED // SET, BATCH, 0)
         plans = sum(1 for _ in sampler)
@@ -143,6 +144,7 @@ def index(root: str, cache: str) -> dict[str, float]:
         "images": INDEXED,
         "seconds of the file system, from those there are": listed,
         "seconds of the index": indexed,
+        "seconds of a processor for it": processor,
         "seconds of drawing an epoch": drawn,
         "MiB": peak.most - peak.before,
     }
@@ -171,18 +173,27 @@ def main() -> None:
         root, photos, cache = (Path(folder) / name for name in ("images", "photos", "cache"))
         make_images(root, options.images, 64)
         make_images(photos, 600, 400)
-        figures: dict[str, Any] = {"images": options.images, "pixels": 64}
-        figures["first start"] = apart("start", root, cache)
-        figures["second start"] = apart("start", root, cache)
-        figures["cache, MiB"] = round(sum(file.stat().st_size for file in cache.iterdir()) / 2**20, 1)
-        figures["pixels, MiB"] = round(options.images * 3 * 64 * 64 / 2**20, 1)
-        for kind in ("images", "glyphs", "photos"):
+        measure(root, photos, cache, options.out)
+
+
+def measure(root: Path, photos: Path, cache: Path, out: Path | None) -> None:
+    """All measurements, reported after each: it may take long on a busy machine."""
+    images = sum(1 for _ in root.rglob("*.jpg"))
+    figures: dict[str, Any] = {"images": images, "pixels": 64, "load before": os.getloadavg()[0]}
+
+    def note(name: str, found: Any) -> None:
+        figures[name] = found
+        report(figures, torch.device("cpu"), out)
+
+    note("index", apart("index", root, cache))
+    note("first start", apart("start", root, cache))
+    note("second start", apart("start", root, cache))
+    note("cache, MiB", round(sum(file.stat().st_size for file in cache.iterdir()) / 2**20, 1))
+    note("pixels, MiB", round(images * 3 * 64 * 64 / 2**20, 1))
+    for kind in ("images", "glyphs", "photos"):
+        for workers in (0, 2, 4):
             place = photos if kind == "photos" else root
-            figures[f"an epoch of {kind}"] = {
-                f"{workers} workers": apart("epoch", place, cache, workers, kind) for workers in (0, 2, 4)
-            }
-        figures["index"] = apart("index", root, cache)
-    report(figures, torch.device("cpu"), options.out)
+            note(f"an epoch of {kind}, {workers} workers", apart("epoch", place, cache, workers, kind))
 
 
 if __name__ == "__main__":

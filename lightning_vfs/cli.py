@@ -107,8 +107,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except VFSError as error:
         first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_LOCALID"))
         if first or not isinstance(error, ON_ALL_RANKS):
-            usage = isinstance(error, UsageError)
-            said = f"lightning-vfs {name}: {error.explain(rest)}" if usage else f"{type(error).__name__}: {error}"
+            if isinstance(error, UsageError):
+                said = f"lightning-vfs {name}: {error.explain(rest)}"
+            else:
+                said = f"{type(error).__name__}: {error}"
             print(said, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0

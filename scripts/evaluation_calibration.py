@@ -4,6 +4,8 @@ Every split has some classes drawn out of all characters. What is true is known:
 them that is replaced by images of their supports is, and jittered means of it with other random numbers are the
 same model again.
 
+An interrupt ends it early, with the tables of the splits so far.
+
     python scripts/evaluation_calibration.py [--splits 40] [--classes 205] [--num_images 1000] [--shots 5]
 """
 
@@ -171,10 +173,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     found: dict[str, list[Judgement]] = {}
-    for seed, split in splits_of(options):
-        for name, judgement in judgements(split, seed).items():
-            found.setdefault(name, []).append(judgement)
-        print(f"split {seed + 1} of {options.splits}", flush=True)
+    try:
+        for seed, split in splits_of(options):
+            for name, judgement in judgements(split, seed).items():
+                found.setdefault(name, []).append(judgement)
+            print(f"split {seed + 1} of {options.splits}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: these are the splits so far")
     report(found)
 
 

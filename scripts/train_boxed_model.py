@@ -94,7 +94,8 @@ def write(checkpoint: Path, settings: dict, target: Path, how: str) -> None:
         first = episodes.supports[episodes.first_of_classes(EXAMPLES)]
         support = images.float(first)
         generated = model.sample(support, 8, seed=0, guidance_scale=guidance_of(settings))
-        text = CardText(description=f"{TEXT.description} {how}", data=TEXT.data, license=TEXT.license)
+        trained = f"It was trained by `scripts/train_boxed_model.py {how}`."
+        text = CardText(description=f"{TEXT.description} {trained}", data=TEXT.data, license=TEXT.license)
         picture = sample_grid(support, generated)
         write_shared(model, folder, NAME, text=text, record=record, picture=picture, dtype=torch.float16)
         for number, rows in enumerate(first):
@@ -108,7 +109,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="of training, at most")
     parser.add_argument("--epochs", type=int, help="exactly so many, whatever they take")
     parser.add_argument("--precision", choices=PRECISIONS, help="by default the one that is faster here")
-    parser.add_argument("--checkpoint", type=Path, help="do not train; write the model of this checkpoint")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="do not train; write the model of this checkpoint of the same recipe"
+    )
     parser.add_argument("--out", type=Path, default=BOXED / NAME, help="folder to write")
     options = parser.parse_args(args)
     if options.out.exists():
@@ -123,10 +126,11 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"Training for {epochs} epochs in {precision}: --epochs {epochs} --precision {precision} repeats it.")
         with tempfile.TemporaryDirectory() as runs:
             checkpoint = train(epochs, precision, Path(runs))
-            how = f"It was trained by `scripts/train_boxed_model.py --epochs {epochs} --precision {precision}`."
-            write(checkpoint, settings, options.out, how)
+            write(checkpoint, settings, options.out, f"--epochs {epochs} --precision {precision}")
+    elif options.epochs and options.precision:
+        write(checkpoint, settings, options.out, f"--epochs {options.epochs} --precision {options.precision}")
     else:
-        write(checkpoint, settings, options.out, "It was written by `scripts/train_boxed_model.py`.")
+        raise SystemExit("Say by --epochs and --precision how the checkpoint was trained: the card names it.")
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {size:,} bytes, after {(time.perf_counter() - started) / 60:.0f} minutes.")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import resource
 import shutil
@@ -18,6 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +31,11 @@ from PIL import Image
 
 from lightning_vfs.commands.evaluate import data_of_run
 from lightning_vfs.core.errors import VFSError
-from lightning_vfs.data import FolderSets
+from lightning_vfs.data import CUBSets, FolderSets, OmniglotSets
 from lightning_vfs.data.cache import DamagedCacheWarning, cached_images
 from lightning_vfs.data.images import ClassImages
+from lightning_vfs.data.official import OfficialSets
+from lightning_vfs.data.pickles import read_pickle
 from lightning_vfs.evaluation.record import EvaluationRecord
 from lightning_vfs.interop import from_jax
 from lightning_vfs.interop.lightning_state import read_lightning
@@ -40,6 +44,7 @@ from lightning_vfs.metrics.feature_cache import load_features, store_features
 from lightning_vfs.modules import VFSDDPM
 
 from .conftest import tiny_config
+from .data.official import omniglot, png, write_tar, write_zip
 from .evaluation.test_record import plain
 from .interop.conftest import CASES, trainer_tree
 from .metrics.test_feature_cache import SOURCE
@@ -48,7 +53,8 @@ MOST_BYTES, MOST_SECONDS, MOST_TEXT = 2**29, 20.0, 20_000
 """Memory that a case may take beyond what the process had, time, and characters of the message."""
 
 
-COSTLY = {"images", "images, skipped", "checkpoint (.ckpt)", "JAX Orbax", "run's config.yaml", "decoded-image cache"}
+COSTLY = {"images", "images, skipped", "zip of images", "tgz of images", "decoded-image cache"}
+COSTLY |= {"checkpoint (.ckpt)", "JAX Orbax", "run's config.yaml"}
 """Kinds of which fewer are drawn, since a case takes 0.1 s or more."""
 
 
@@ -78,6 +84,26 @@ def _write_images(folder: Path) -> None:
 def _read_images(folder: Path, on_unreadable: str) -> None:
     options: dict[str, Any] = {"set_size": 2, "image_size": 8, "split_fractions": (1, 0, 0)}
     FolderSets(str(folder / "set"), 1, on_unreadable, cache_dir=str(folder / "cache"), **options).setup()  # type: ignore[arg-type]
+
+
+def _pickled_images() -> bytes:
+    pixels = np.arange(12 * 8 * 8 * 3, dtype=np.uint8).reshape(12, 8, 8, 3)
+    return pickle.dumps({"image_data": pixels, "class_dict": {"n01": list(range(6)), "n02": list(range(6, 12))}})
+
+
+def _read_official(kind: type[OfficialSets], folder: Path) -> None:
+    options: dict[str, Any] = {"set_size": 2, "image_size": 8, "split_fractions": (1, 0, 0)}
+    kind(str(folder / "set"), cache_dir=str(folder / "cache"), **options).setup()
+
+
+def _write_omniglot(folder: Path) -> None:
+    for name in ("background", "evaluation"):
+        write_zip(folder / "set" / f"images_{name}.zip", omniglot(name, {f"A{name}": 3}))
+
+
+def _write_cub(folder: Path) -> None:
+    members = {f"images/{i:03d}.Bird/{j}.png": png(i) for i in range(1, 5) for j in range(3)}
+    write_tar(folder / "set" / "CUB_200_2011.tgz", members)
 
 
 def _write_checkpoint(folder: Path) -> None:
@@ -150,6 +176,12 @@ def _write_config(folder: Path) -> None:
 KINDS = {
     "images": Kind(_write_images, lambda folder: _read_images(folder, "error"), "set/a/*"),
     "images, skipped": Kind(_write_images, lambda folder: _read_images(folder, "skip"), "set/a/*"),
+    "zip of images": Kind(_write_omniglot, lambda folder: _read_official(OmniglotSets, folder), "set/*"),
+    "tgz of images": Kind(_write_cub, lambda folder: _read_official(CUBSets, folder), "set/*"),
+    "pickled images": Kind(
+        lambda folder: (folder / "images.pkl").write_bytes(_pickled_images()),
+        lambda folder: read_pickle(BytesIO((folder / "images.pkl").read_bytes()), folder / "images.pkl"),
+    ),
     "checkpoint (.ckpt)": Kind(_write_checkpoint, _read_checkpoint),
     "pretrained folder": Kind(
         lambda folder: VFSDDPM(tiny_config()).save_pretrained(folder), VFSDDPM.from_pretrained
@@ -181,7 +213,7 @@ KINDS = {
         "features/*",
     ),
     "decoded-image cache": Kind(_write_decoded_cache, _read_decoded_cache, "cache/*.safetensors", False),
-    "glyph cache": Kind(_read_glyph_cache, _read_glyph_cache, "glyphs-*"),
+    "glyph cache": Kind(_read_glyph_cache, _read_glyph_cache, "glyphs-*.safetensors"),
 }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_one_of_each_from_outside(outside: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     in_jax = ["--framework=jax", "--pretrained=model", "--support=path/to/images/cat", "--out=jax"]
     assert main(["sample", *in_jax]) == 1
-    assert "my_package.MeanEncoder is a custom torch module: there is no such" in capsys.readouterr().err
+    assert "encoder.options is {'width': 8}, but an encoder of your own runs only in torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_one_of_each_from_outside(outside: Path, capsys: pytest.CaptureFixture[s
         (lambda: EncoderConfig(architecture="svit"), "architecture is 'svit'; allowed: 'set_vit', .*or the path of"),
         (lambda: DenoiserConfig(options={"width": 8}), "options is .*, but architecture is 'dit'"),
         (
-            lambda: SamplingConfig(sampler="euler"),
-            "sampler is 'euler'; allowed: 'ddpm', 'ddim', 'dpmpp_2m', or the path",
+            lambda: SamplingConfig(sampler="plms"),
+            "sampler is 'plms'; allowed: 'ddpm', 'ddim', 'dpmpp_2m', 'euler', 'heun', or the path",
         ),
     ],
 )

@@ -66,7 +66,7 @@ class FIDCallback(Callback):
         lpips: mean LPIPS between pairs of generated images of a class, which says how much they vary; it needs
             torchvision's weights of VGG16.
         per_class: FID of every class, or of the classes named, as `fid/class/<name>`.
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         steps: timesteps that the sampler takes.
         eta: of DDIM.
         guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.

@@ -49,14 +49,15 @@ class SampleGridCallback(Callback):
         num_classes: rows.
         num_images: images per row.
         steps: timesteps that the sampler takes.
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         guidance_scale: of classifier-free guidance, for models trained with `encoder.context_dropout`; 1 is none.
         seed: draws classes, supports and noise.
         split: `train`, `val` or `test`; `train` for a class-conditional model.
         dirname: folder of the pictures; default is `samples` in the logger's folder, or in the trainer's root.
         batch_size: images that are generated at a time; no effect on the images.
         nearest: show below each generated image the real image of its class that is nearest to it, as `copy_rate` and
-            `support_affinity` compare images; the caption says how many of these are of the support.
+            `support_affinity` compare images; the caption says how many of these are of the support. Models without a
+            support have no such rows.
 
     Raises:
         ConfigError: an option is out of range.
@@ -151,8 +152,6 @@ class SampleGridCallback(Callback):
                 f"SampleGridCallback.split is {self.split!r}, but a class-conditional model has contexts only for its "
                 "training classes: set it to 'train'."
             )
-        if self.nearest and pl_module.config.encoder.condition != "support":
-            raise EvaluationError("SampleGridCallback.nearest is for models that take a support: set it to false.")
 
     def _picture(self, trainer: pl.Trainer, data: SetDataModule, pl_module: Any) -> tuple[Tensor, str] | None:
         """The grid, uint8 (3, H, W), and what its caption ends with.
@@ -179,9 +178,8 @@ class SampleGridCallback(Callback):
             rank_zero_warn(f"There is no grid, since generated images are not finite; {why_not_finite(pl_module)}.")
             return None
         generated = generated.unflatten(0, (self.num_classes, self.num_images))
-        if not self.nearest:
+        if not self.nearest or support is None or labels is None or condition != "support":
             return sample_grid(support, generated), ""
-        assert support is not None and labels is not None
         images = data.split(self.split)
         real = torch.stack([_nearest(images, *row) for row in zip(labels.tolist(), generated, strict=True)])
         copied = int((real[:, :, None] == support[:, None]).flatten(3).all(dim=3).any(dim=2).sum())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-import torch
 from jsonargparse import auto_cli
 
+from lightning_vfs.commands.machine import device_of
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.checks import check_whole_number
 from lightning_vfs.core.errors import ConfigError
 
@@ -42,8 +43,7 @@ def demo(
 
     import_trusted(trust)
     names = [name.strip() for name in models.split(",") if name.strip()]
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    studio = Studio(names, is_loopback(host) if any_model is None else any_model, device)
+    studio = Studio(names, is_loopback(host) if any_model is None else any_model, str(device_of(device)))
     page = build(studio)
     try:
         address = launch(page, server_name=host, server_port=port or None, inbrowser=open_browser)
@@ -65,4 +65,4 @@ def is_loopback(host: str) -> bool:
 
 def run(args: list[str]) -> None:
     """Parse the arguments and serve."""
-    auto_cli(demo, args=args, prog="lightning-vfs demo", as_positional=False)
+    auto_cli(demo, args=args, prog="lightning-vfs demo", as_positional=False, parser_class=ExplainingParser)

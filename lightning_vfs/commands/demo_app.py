@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from lightning_vfs.commands.demo_studio import (
     MOST_IMAGES,
@@ -20,6 +18,7 @@ from lightning_vfs.commands.demo_studio import (
     command_of,
     in_a_sentence,
     pictures,
+    result_of,
     side_by_side,
 )
 
@@ -37,8 +36,8 @@ def orders(model: str, support: Any, shots: float, images: float, steps: float, 
 
 def generate(studio: Studio, *controls: Any) -> Iterator[tuple[Any, ...]]:
     """What is shown of a generation: a picture of every step, then the images, what is done, command, and download."""
-    order, frame = orders(*controls), None
-    with told():
+    try:
+        order, frame = orders(*controls), None
         for frame in studio.frames(order):
             if frame.done < frame.steps:
                 shown = gr.Image(side_by_side(frame.images), visible=True), gr.Gallery(visible=False)
@@ -46,34 +45,33 @@ def generate(studio: Studio, *controls: Any) -> Iterator[tuple[Any, ...]]:
         assert frame is not None
         shown = gr.Image(visible=False), gr.Gallery(pictures(frame.images), visible=True)
         file = gr.DownloadButton(value=str(studio.download(order, frame)), interactive=True)
-        yield *shown, f"{len(frame.images)} images in {frame.steps} steps", command_of(order, frame), file
+        yield *shown, result_of(order, frame), command_of(order, frame), file
+    except Exception as error:
+        yield gr.skip(), gr.skip(), told(error), gr.skip(), gr.skip()
 
 
-def compare(studio: Studio, other: Any, *controls: Any) -> tuple[Image.Image, str]:
+def compare(studio: Studio, other: Any, *controls: Any) -> tuple[Any, str]:
     """A picture beside copies and other supports, and what it says."""
-    with told():
+    try:
         return studio.compare(orders(*controls), [item[0] for item in other or ()])
+    except Exception as error:
+        return gr.skip(), told(error)
 
 
-class told:  # noqa: N801 - used as a function
-    """A context in which errors become sentences on the page."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            raise gr.Error(in_a_sentence(error), duration=None, print_exception=False) from None
+def told(error: Exception) -> str:
+    """The sentence that the page says of an error, once shown on top; Gradio's own errors would cover the page."""
+    sentence = in_a_sentence(error)
+    gr.Warning(sentence, duration=None)
+    return sentence
 
 
-def add_drawing(drawing: dict[str, Any] | None, support: Any) -> tuple[list[Any], None]:
+def add_drawing(drawing: dict[str, Any] | None, support: Any) -> tuple[Any, Any]:
     """The support with what was drawn, and an empty sheet."""
     sheet = (drawing or {}).get("composite")
-    if sheet is None or not (drawing or {}).get("layers") or not any(layer.getbbox() for layer in drawing["layers"]):  # type: ignore[index]
-        raise gr.Error("Draw something first.", print_exception=False)
-    paper = Image.new("RGBA", sheet.size, "white")
-    with tempfile.NamedTemporaryFile(suffix=".png", prefix="drawing-", delete=False) as file:
-        Image.alpha_composite(paper, sheet.convert("RGBA")).convert("RGB").save(file, format="PNG")
-    return [*(support or ()), (file.name, None)], None
+    if sheet is None or sheet.convert("L").getextrema() == (255, 255):
+        gr.Warning("Draw something first.")
+        return gr.skip(), gr.skip()
+    return [*(support or ()), (sheet.convert("RGB"), None)], None
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -139,7 +137,7 @@ def build(studio: Studio) -> gr.Blocks:
 def _gallery(label: str, name: str) -> gr.Gallery:
     return gr.Gallery(
         label=label, type="filepath", file_types=["image"], columns=5, height=180, interactive=True, elem_id=name,
-        object_fit="contain", sources=["upload"],
+        object_fit="contain", sources=["upload"], format="png",
     )  # fmt: skip
 
 

@@ -303,6 +303,16 @@ def command_of(order: Order, frame: Frame) -> str:
     return shlex.join(parts)
 
 
+def result_of(order: Order, frame: Frame) -> str:
+    """What was done, and which of the pictures were left out."""
+    given, left_out = len(order.support), ""
+    if frame.support is None and given:
+        left_out = ", without the pictures: this model takes none"
+    elif frame.support is not None and len(frame.support) < given:
+        left_out = f", from the first {len(frame.support)} of {given} pictures"
+    return f"{len(frame.images)} images in {frame.steps} steps{left_out}"
+
+
 def picture_of(rows: Sequence[tuple[Tensor, Tensor]]) -> Image.Image:
     """Supports (k, c, h, w) on the left, images (m, c, h, w) on the right; missing pictures are white."""
     columns = max(len(support) for support, _ in rows)

@@ -7,9 +7,10 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile
 
 from lightning_vfs.commands.usage import ExplainingParser
-from lightning_vfs.core.errors import ConfigError
+from lightning_vfs.core.errors import UsageError
 from lightning_vfs.core.files import local_path
-from lightning_vfs.data import FolderSets, GlyphSets, SetDataModule  # noqa: F401 - the parser finds subclasses
+from lightning_vfs.data.catalog import DATA_SETS  # noqa: F401 - the parser finds the data sets that are imported
+from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.metrics.extractor_folder import check_name, check_new, save_extractor
 from lightning_vfs.metrics.extractor_training import fit_extractor
 
@@ -36,15 +37,16 @@ def run(args: list[str]) -> int:
     """Parse the arguments, train and save; returns the exit status.
 
     Raises:
+        UsageError: another command than `fit`.
         ConfigError: an option is not valid, or the folder holds something.
         DataError: what is wrong with the data.
     """
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: lightning-vfs extractor fit --data ... --out FOLDER [options]\n\n{HELP}\n")
-        print("Options: lightning-vfs extractor fit --help")
-        return 0 if args else 2
-    if args[0] != "fit":
-        raise ConfigError(f"lightning-vfs extractor {args[0]}: there is no such command; there is `extractor fit`.")
+    if args[:1] == ["--help"]:
+        _parser().print_help()
+        return 0
+    if args[:1] != ["fit"]:
+        found = f"{args[0]!r} is no command of it" if args else "a command is missing"
+        raise UsageError(f"{found}: lightning-vfs extractor fit --data CLASS --out FOLDER trains one.")
     parser = _parser()
     options = parser.parse_args(args[1:])
     out = local_path(options.out, "--out")

@@ -101,7 +101,7 @@ evaluation
   --fid.num_images N        generated images of each split (1000)
   --fid.splits [in,out]     classes of training, unseen classes ([in, out])
   --fid.metrics [fid,kid]   of fid, kid, isc, prc ([fid])
-  --fid.steps N             steps of the sampler (50); --fid.sampler ddim, ddpm or dpmpp_2m (ddim)
+  --fid.steps N             steps of the sampler (50); --fid.sampler ddim, ddpm, dpmpp_2m, euler, heun (ddim)
   --fid.guidance_scale X    classifier-free guidance (1.0)
   --fid.few_shot_way N      classes to choose among for few_shot_accuracy (20)
   --fid.feature_extractor E inception-v3-compat, or glyph-cnn for the built-in data (inception-v3-compat)
@@ -122,14 +122,14 @@ All options: lightning-vfs evaluate {ALL}
 """
 
 SAMPLE = f"""\
-usage: lightning-vfs sample (--ckpt_path FILE|last | --pretrained FOLDER) --support FOLDER --out FOLDER [options]
+usage: lightning-vfs sample (--ckpt_path FILE|last | --pretrained NAME) --support FOLDER --out FOLDER [options]
 
 Generate images of the class that a folder of a few images shows: 0000.png, 0001.png, ..., grid.png, and
 sample.json, which says how they were made.
 
 model
   --ckpt_path FILE|last     a checkpoint; last is the newest in the working folder, or of --config RUN/config.yaml
-  --pretrained FOLDER|ID    a folder that convert wrote, or a model of the Hugging Face hub
+  --pretrained NAME         glyphs (in the package), a folder that convert wrote, or a model of the Hugging Face hub
   --raw                     the raw weights instead of the averaged ones
   --autoencoder FOLDER      of a model of latents, if it is not where it was in training
 
@@ -141,7 +141,7 @@ what to generate
 
 how
   --steps N                 steps of the sampler (50)
-  --sampler S               ddim, ddpm or dpmpp_2m (ddim); --eta X of DDIM (0.0)
+  --sampler S               ddim, ddpm, dpmpp_2m, euler or heun (ddim); --eta X of DDIM (0.0)
   --guidance_scale X        above 1 more of the class and less variety, for a model trained with guidance (1.0)
   --seed N                  of the noise (0)
   --batch_size N            images at a time (64)
@@ -279,7 +279,7 @@ describes: identical, or different by no more than rounding. If not, the exit st
 again: use evaluate and compare for that.
 
 model
-  --ckpt_path FILE|last     a checkpoint; last is the newest in the working folder
+  --ckpt_path FILE|last     a checkpoint; last is the newest in the working folder, or of --config RUN/config.yaml
   --pretrained FOLDER|ID    a folder that convert wrote, or a model of the Hugging Face hub
   --autoencoder FOLDER      of a model of latents, if it is not where it was in training
 
@@ -296,6 +296,53 @@ example
 All options: lightning-vfs verify {ALL}
 """
 
+DEMO = f"""\
+usage: lightning-vfs demo [options]
+
+Serve a page on which a few pictures of a class become new ones, step by step. Ctrl-C ends it. It needs the extra
+`demo`: pip install 'lightning_vfs[demo]'.
+
+options
+  --models A,B,...          that visitors choose among: glyphs, folders, checkpoints and ids of the hub (glyphs)
+  --host ADDRESS            to listen on; 0.0.0.0 is all of this machine's (127.0.0.1)
+  --port N                  to listen on; 0 takes a free one (7860)
+  --any_model true|false    whether visitors may name other models; by default if only this machine sees the page
+  --device D                auto, cpu, cuda, cuda:1 (auto)
+  --open_browser true       open the page in a browser
+
+example
+  lightning-vfs demo --models glyphs,model/
+
+All options: lightning-vfs demo {ALL}
+"""
+
+PUSH = f"""\
+usage: lightning-vfs push --repo_id USER/MODEL (--ckpt_path FILE|last | --pretrained FOLDER) [options]
+
+Share a model on the Hugging Face hub: weights, configuration and a card with its figures. Log in first, with
+`hf auth login`.
+
+model
+  --repo_id USER/MODEL      the repository is made if necessary
+  --ckpt_path FILE|last     a checkpoint; last is the newest in the working folder, or of --config RUN/config.yaml
+  --pretrained FOLDER       a folder that convert wrote
+  --raw                     the raw weights instead of the averaged ones
+
+card
+  --record FILE             the fid.json of its evaluation; by default that beside the weights
+  --picture FILE            PNG of generated images, such as the grid.png of sample
+  --description TEXT        what it is and what it is for; --data TEXT, what it was trained on
+  --license ID              of the model, such as apache-2.0
+
+repository
+  --private true            of a new one; --branch NAME to commit to; --create_pr true for a pull request
+
+example
+  lightning-vfs push --repo_id user/model --ckpt_path last --picture out/grid.png
+
+All options: lightning-vfs push {ALL}
+"""
+
 HELP = {
     "fit": FIT,
     "validate": _of_run("validate", "The loss on validation classes, and what the run's callbacks do at validation."),
@@ -309,6 +356,8 @@ HELP = {
     "sample": SAMPLE,
     "convert": CONVERT,
     "data": DATA,
+    "demo": DEMO,
+    "push": PUSH,
     "extractor": EXTRACTOR,
     "cache": CACHE,
     "compare": COMPARE,

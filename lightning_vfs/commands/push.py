@@ -6,8 +6,11 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.models import load_model, spell_out_raw
 from lightning_vfs.commands.trust import import_trusted
+from lightning_vfs.commands.usage import ExplainingParser
 from lightning_vfs.core.errors import ConfigError, EvaluationError
 from lightning_vfs.evaluation.model import model_record
 from lightning_vfs.evaluation.record import FILE_NAME, EvaluationRecord, ModelRecord
@@ -109,4 +112,5 @@ def _is_of(recorded: ModelRecord, own: ModelRecord) -> bool:
 
 def run(args: list[str]) -> None:
     """Parse the arguments and share the model."""
-    auto_cli(push, args=spell_out_raw(args), prog="lightning-vfs push", as_positional=False)
+    args = spell_out_raw(spell_out_last(args, find_last))
+    auto_cli(push, args=args, prog="lightning-vfs push", as_positional=False, parser_class=ExplainingParser)

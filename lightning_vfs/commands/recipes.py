@@ -19,6 +19,7 @@ from PIL import Image
 
 from lightning_vfs.commands.configurations import FOLDER
 from lightning_vfs.commands.shortcuts import SHORTCUTS
+from lightning_vfs.commands.usage import subclasses
 from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, plain_key
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
@@ -145,18 +146,12 @@ def _without(args: Sequence[str], option: str) -> list[str]:
 def _data_class(name: str) -> type[SetDataModule] | None:
     """The data set of that name or import path; None where the parser says better what is wrong."""
     if not is_path(name):
-        return {kind.__name__: kind for kind in _subclasses(SetDataModule)}.get(name)
+        return {kind.__name__: kind for kind in subclasses(SetDataModule)}.get(name)
     try:
         found = choose(name, {})
     except ConfigError:
         return None
     return found if isinstance(found, type) and issubclass(found, SetDataModule) else None
-
-
-def _subclasses(kind: type[SetDataModule]) -> Iterator[type[SetDataModule]]:
-    for below in kind.__subclasses__():
-        yield below
-        yield from _subclasses(below)
 
 
 def _images(data: type[SetDataModule], given: dict[str, str], gpu: bool) -> tuple[int, int, str]:
@@ -192,10 +187,10 @@ def _peek(root: str) -> list[tuple[int, bool]]:
             break
     found = []
     for folder in folders[:: max(1, len(folders) // 50)]:
-        images = [path for path in sorted(folder.iterdir()) if is_image(path)]
-        for path in images[:4]:
+        images = [file for file in sorted(folder.iterdir()) if is_image(file)]
+        for file in images[:4]:
             try:
-                with Image.open(path) as image:
+                with Image.open(file) as image:
                     found.append((min(image.size), image.mode in ("1", "L", "LA", "I", "I;16", "F")))
             except OSError:
                 continue  # the data set says which files cannot be read

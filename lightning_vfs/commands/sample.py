@@ -77,7 +77,7 @@ def sample(
         autoencoder: folder of the autoencoder of a model of latents, if it is not the one used in training.
         num_images: images to generate.
         steps: diffusion steps to take.
-        sampler: ddim, ddpm or dpmpp_2m.
+        sampler: ddim, ddpm, dpmpp_2m, euler or heun.
         eta: of DDIM, 0 (deterministic) to 1.
         guidance_scale: of classifier-free guidance, for a model trained with encoder.context_dropout; 1 is none; above
             1 the images show more of the class, and vary less.

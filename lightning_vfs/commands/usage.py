@@ -132,17 +132,19 @@ def _missing(said: _Message, names: Sequence[str]) -> str:
 def _no_class(said: _Message, found: re.Match[str]) -> str:
     name = found["name"] or _given_value(said.text)
     bases = {locate(path) for path in re.findall(r"(?:<class '|\[)([\w.]+\.\w+)", said.text.split("Errors:")[0])}
-    kinds = {kind.__name__ for base in bases if isinstance(base, type) for kind in _subclasses(base)}
+    kinds = {kind.__name__ for base in bases if isinstance(base, type) for kind in subclasses(base)}
     named = {name for name in kinds if not name.startswith("_")}
     base = found.groupdict().get("base")
     what = f"is no {base}" if base else "there is no such class"
     return f"{said.place(said.outer)} {name}: {what}{_meant(name.rpartition('.')[2], named, others=True)}."
 
 
-def _subclasses(kind: type[object]) -> Iterator[type[object]]:
-    for below in kind.__subclasses__():
+def subclasses(kind: type) -> Iterator[type]:
+    """Those that are loaded, at any depth."""
+    own: list[type] = kind.__subclasses__()
+    for below in own:
         yield below
-        yield from _subclasses(below)
+        yield from subclasses(below)
 
 
 def _wrong_value(said: _Message) -> str:

@@ -7,6 +7,8 @@ import json
 import torch
 
 from lightning_vfs.commands.evaluate import data_of_run
+from lightning_vfs.commands.last_run import spell_out_last
+from lightning_vfs.commands.lightning import find_last
 from lightning_vfs.commands.machine import instantiation
 from lightning_vfs.commands.models import check_one_model, load_model
 from lightning_vfs.commands.trust import HELP as TRUST_HELP
@@ -48,6 +50,7 @@ def run(args: list[str]) -> int:
         EvaluationError: what is no record, or one that describes no images.
     """
     parser = _parser()
+    args = spell_out_last(args, find_last)
     options = parser.parse_args(args)
     check_one_model(options.ckpt_path, options.pretrained)
     record = EvaluationRecord.read(options.record)

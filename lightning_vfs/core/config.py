@@ -128,6 +128,12 @@ class VFSConfig:
         if self.denoiser.conditioning == "lag":
             self._check_tokens()
 
+        if self.diffusion.contrastive_weight and self.encoder.condition is None:
+            raise ConfigError(
+                f"DiffusionConfig.contrastive_weight is {self.diffusion.contrastive_weight}, but encoder.architecture "
+                "'none' has no conditions to tell apart: set it to 0."
+            )
+
     def _check_latent(self) -> None:
         latent, size = self.latent, self.sets.image_size
         if latent.autoencoder and size % latent.downsampling:
@@ -324,7 +330,7 @@ class VFSConfig:
 
 
 @cache
-def _parts() -> dict[str, type]:
+def _parts() -> dict[str, Any]:
     """The parts of a configuration, by their names."""
     hints = get_type_hints(VFSConfig)
     return {f.name: hints[f.name] for f in fields(VFSConfig)}

@@ -165,6 +165,11 @@ TRAINING_ONLY = (
     "encoder.gumbel_temperature",
     "diffusion.min_snr_gamma",
     "diffusion.timestep_sampling",
+    "diffusion.timestep_mean",
+    "diffusion.timestep_sd",
+    "diffusion.weighting",
+    "diffusion.weight_limit",
+    "diffusion.contrastive_weight",
 )
 """Parts of a configuration that affect training, but not what a trained model computes from a support."""
 

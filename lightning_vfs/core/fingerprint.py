@@ -9,6 +9,9 @@ from typing import Any
 
 from lightning_vfs.core.config import DATA_FIELDS, VFSConfig
 
+BEFORE = {"name": "adamw", "momentum": 0.95}
+"""Options of the optimizer that older checkpoints lack, with their defaults."""
+
 Fingerprint = dict[str, Any]
 """Plain values by dotted names, such as `data.images` and `model.config.encoder.dim`."""
 
@@ -57,12 +60,13 @@ def fingerprint(
 def fingerprint_of_checkpoint(checkpoint: Mapping[str, Any]) -> Fingerprint:
     """The fingerprint that a checkpoint states; of an older one, what its hyper-parameters say.
 
-    Options of the model that came later had their defaults.
+    Options of the model and the optimizer that came later had their defaults.
     """
     config = VFSConfig.from_dict(checkpoint["hyper_parameters"]["config"]).to_dict()
     optimizer = checkpoint["hyper_parameters"].get("optimizer", {})
     data = {field: config["sets"][field] for field in DATA_FIELDS}
-    return fingerprint({"class": VFSDDPM}, config, optimizer, data) | checkpoint.get(KEY, {})
+    stated = fingerprint({"class": VFSDDPM}, config, optimizer, data) | checkpoint.get(KEY, {})
+    return {f"model.optimizer.{name}": value for name, value in BEFORE.items()} | stated
 
 
 def differences(theirs: Fingerprint, ours: Fingerprint) -> list[str]:

@@ -58,7 +58,36 @@ def dpmpp_2m(model: Model, x_T: Any, diffusion: GaussianDiffusion, eta: float, n
     return loop(step, _steps(diffusion), (x_T, array_namespace(x_T).zeros_like(x_T)))[0]
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+def euler(model: Model, x_T: Any, diffusion: GaussianDiffusion, eta: float, noise: Noise, loop: Loop) -> Any:  # noqa: N803
+    """Steps along the velocity of the path, deterministic; with the schedule `flow` those of DDIM."""
+    return loop(lambda x, i: _euler_step(model, x, i, diffusion), _steps(diffusion), x_T)
+
+
+def heun(model: Model, x_T: Any, diffusion: GaussianDiffusion, eta: float, noise: Noise, loop: Loop) -> Any:  # noqa: N803
+    """Heun's method, deterministic and of second order, by two model outputs a step.
+
+    The mean of the velocities at both ends of a step; the last one, to the clean image, is Euler's (Karras et al. 2022,
+    algorithm 1, along the path's own velocity).
+    """
+
+    def step(x: Any, i: Any) -> Any:
+        output, t = model(x, i)
+        velocity = diffusion.velocity(output, x, t)
+        x_prev = diffusion.euler_step(velocity, x, t)
+        output, t_prev = model(x_prev, i - 1)
+        return diffusion.euler_step((velocity + diffusion.velocity(output, x_prev, t_prev)) / 2, x, t)
+
+    *steps, last = _steps(diffusion)
+    x = loop(step, steps, x_T) if steps else x_T
+    return _euler_step(model, x, last, diffusion)
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "euler": euler, "heun": heun}
+
+
+def _euler_step(model: Model, x: Any, i: Any, diffusion: GaussianDiffusion) -> Any:
+    output, t = model(x, i)
+    return diffusion.euler_step(diffusion.velocity(output, x, t), x, t)
 
 
 def _steps(diffusion: GaussianDiffusion) -> Sequence[int]:
@@ -83,7 +112,7 @@ def sample(
         diffusion: the process over the steps to take (`GaussianDiffusion.respaced`).
         sampler: a name of SAMPLERS, or the path of a function like those.
         eta: of DDIM, or of a custom function; 0 is deterministic.
-        noise: step -> standard normal noise (b, c, h, w); `ddim` with an eta of 0 and `dpmpp_2m` do without.
+        noise: step -> standard normal noise (b, c, h, w); `ddpm` and `ddim` with an eta above 0 need it.
         loop: what walks the steps; under jax.jit one by `lax.scan`, which compiles a step once.
 
     Raises:

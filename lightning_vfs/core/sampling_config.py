@@ -11,7 +11,7 @@ import numpy as np
 from lightning_vfs.core.checks import as_tuples, check_at_least, check_choices, is_path
 from lightning_vfs.core.errors import ConfigError
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"] | str
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "euler", "heun"] | str
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class SamplingConfig:
     Args:
         steps: timesteps of the process that are taken.
         sampler: `ddpm` (ancestral; Ho et al. 2020), `ddim` (Song et al. 2021), `dpmpp_2m` (DPM-Solver++(2M),
-            deterministic and of second order; Lu et al. 2022b), or the path of a custom function (see
-            CONTRIBUTING.md).
+            deterministic and of second order; Lu et al. 2022b), `euler` or `heun` (along the velocity of the path,
+            deterministic; `heun` is of second order and takes two model outputs a step), or the path of a custom
+            function (see CONTRIBUTING.md).
         eta: of `ddim`, and of a custom function; 0 is deterministic, 1 as noisy as `ddpm`.
         guidance_scale: classifier-free guidance; 1 is none, above 1 the support weighs more, 0 leaves it out.
         guidance_interval: timesteps `low` to below `high`, of the full process, that are guided; all by default.

@@ -1,15 +1,49 @@
-"""Noise schedules and subsets of their steps."""
+"""Noise schedules, the paths from images to noise that they make, and subsets of their steps."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from lightning_vfs.core.errors import ConfigError
 
 MAX_COSINE_BETA = 0.999
+
+
+class Path(NamedTuple):
+    """A path from images to noise, x_t = signal_t x_0 + noise_t eps, and its velocity; each float64 (timesteps,).
+
+    The velocity, v = velocity_noise_t eps - velocity_image_t x_0, is the derivative of x_t by `time`, which is 0 at the
+    image. So x_0 = velocity_noise_t x_t - noise_t v.
+    """
+
+    signal: np.ndarray
+    noise: np.ndarray
+    time: np.ndarray
+    velocity_noise: np.ndarray
+    velocity_image: np.ndarray
+
+
+def make_path(schedule: str, timesteps: int) -> Path:
+    """The path of a schedule.
+
+    `linear`, `cosine`: signal is the square root of the cumulative product of 1 - beta, and signal**2 + noise**2 = 1:
+    time is an angle, whose cosine and sine these are (Salimans and Ho 2022, appendix D).
+    `flow`: straight paths, noise_t = time_t = (t + 1) / T and signal_t = 1 - noise_t, with the velocity eps - x_0
+    (Lipman et al. 2023, section 4.1; Liu et al. 2023).
+
+    Raises:
+        ConfigError: as in `make_betas`.
+    """
+    if schedule == "flow":
+        time, ones = np.arange(1, timesteps + 1) / timesteps, np.ones(timesteps)
+        return Path(1 - time, time, time, ones, ones)
+    alpha_bar = np.cumprod(1 - make_betas(schedule, timesteps))
+    signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    return Path(signal, noise, np.arctan2(noise, signal), signal, noise)
 
 
 def make_betas(schedule: str, timesteps: int) -> np.ndarray:
@@ -39,7 +73,7 @@ def make_betas(schedule: str, timesteps: int) -> np.ndarray:
         steps = np.arange(timesteps + 1, dtype=np.float64) / timesteps
         alpha_bar = np.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_COSINE_BETA)
-    raise ConfigError(f"Schedule {schedule!r} is unknown; allowed: 'linear', 'cosine'.")
+    raise ConfigError(f"Schedule {schedule!r} has no betas; those that have: 'linear', 'cosine'.")
 
 
 @lru_cache(maxsize=64)

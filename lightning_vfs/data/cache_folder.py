@@ -120,8 +120,11 @@ def read_header(path: Path) -> tuple[str, dict[str, Any]]:
         if not 2 <= length <= min(_MOST_HEADER, path.stat().st_size):
             raise ValueError("it has no header")
         text = file.read(length).decode()
-    header = json.loads(text)
-    if not isinstance(header, dict):
+    try:
+        header = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its header nests values too deeply") from error
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise ValueError("its header is not one of tensors")
     return text, header
 

@@ -142,14 +142,16 @@ def decoded_files(
         with FileLock(path.with_suffix(".lock")):
             found = stored()  # another process may have been first
             if found is None:
-                unfinished = path.with_suffix(".partial")
+                unfinished, earlier = path.with_suffix(".partial"), _earlier(folder, path)
+                kept = None if earlier is None else Lease(earlier)
                 make_space(folder, 0 if unfinished.exists() else size, say)
                 tensors = _tensors(unfinished, files, shape)
                 try:
-                    _decode(files, marks, changed, tensors, _earlier(folder, path), say)
+                    _decode(files, marks, changed, tensors, earlier, say)
                     tensors.finish()
                 finally:
                     tensors.close()
+                    del kept
                 path.with_suffix(".unreadable.txt").unlink(missing_ok=True)
                 unfinished.replace(path)
                 mark_whole(path)
@@ -242,8 +244,8 @@ def _take_over(files: ImageSource, marks: np.ndarray, changed: np.ndarray, tenso
 
 def _matching(marks: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `marks` that `known` has too, ascending, and their rows there; both uint8 (_, 16), each row once."""
-    whole = [np.ascontiguousarray(each).view("S16").reshape(-1) for each in (marks, known)]
-    _, mine, theirs = np.intersect1d(*whole, return_indices=True)
+    ours, others = (np.ascontiguousarray(each).view("S16").reshape(-1) for each in (marks, known))
+    _, mine, theirs = np.intersect1d(ours, others, return_indices=True)
     order = np.argsort(mine)
     return mine[order], theirs[order]
 
@@ -284,7 +286,7 @@ def _read(path: Path, marks: np.ndarray) -> DecodedFiles | None:
             if (file.get_tensor("fingerprints") != marks).any():
                 raise ValueError("it belongs to other files")
             status, checksum = file.get_tensor("status"), file.metadata()["sha256"]
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         warn_of_damage(path, error)
         path.unlink()
         return None

@@ -267,7 +267,8 @@ def _images_below(folder: Path, layout: FolderLayout) -> Iterator[tuple[str, tup
         except OSError as error:
             raise DataError(f"{error.filename} cannot be listed: {error.strerror}.") from error
         entries.sort(key=itemgetter(0))
-        files, folders = [], []
+        files: list[os.DirEntry[str]] = []
+        folders: list[os.DirEntry[str]] = []
         for _, entry in entries:
             (folders if _is_folder(entry) else files).append(entry)
         inside = [entry.name for entry in folders if state_of(entry)]

@@ -124,10 +124,11 @@ def read_pickle(file: BinaryIO, source: object) -> Any:
     """
     try:
         for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name in ("PUT", "LONG_BINPUT") and argument > MOST_VALUES:
+            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MOST_VALUES:
                 raise ValueError(f"it numbers a value {argument:,}, and {MOST_VALUES:,} is the most")
         file.seek(0)
-        return _plain(_Unpickler(file, encoding="latin1").load())
+        value = _Unpickler(file, encoding="latin1").load()
+        return _plain(value, {})
     except Exception as error:  # unpickling raises nearly anything on damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
@@ -135,14 +136,17 @@ def read_pickle(file: BinaryIO, source: object) -> Any:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """The value, with arrays in the place of what stands for them."""
+def _plain(value: Any, known: dict[int, Any]) -> Any:
+    """The value, with arrays in the place of what stands for them; `known` has those of containers met before."""
     if isinstance(value, _Array):
         return value.made
-    if isinstance(value, dict):
-        return {_plain(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
     if isinstance(value, _Type):
         raise ValueError("it holds a type in the place of a value")
-    return value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in known:  # a list of the same list twice, and so on, would grow without end
+        if isinstance(value, dict):
+            known[id(value)] = {_plain(key, known): _plain(each, known) for key, each in value.items()}
+        else:
+            known[id(value)] = type(value)(_plain(each, known) for each in value)
+    return known[id(value)]

@@ -92,7 +92,7 @@ class TensorFile:
         start = 0
         for end in ends:  # of runs of neighbours
             self._file.seek(self._offsets[name] + int(rows[start]) * width)
-            left = memoryview(content[start * width : end * width])
+            left = content[start * width : end * width].data
             while left:
                 left = left[self._file.write(left) :]
             start = end

@@ -41,7 +41,8 @@ def compare(first: EvaluationRecord, second: EvaluationRecord) -> Comparison:
 
 def _differences(a: Any, b: Any, of: str = "") -> Iterator[tuple[Reason | Remark, str, str]]:
     """Kind, name and difference of every field that is not the same in both, except the figures."""
-    for name, hint in _hints(type(a)).items():
+    part: Any = type(a)
+    for name, hint in _hints(part).items():
         x, y = getattr(a, name), getattr(b, name)
         if is_dataclass(hint):
             yield from _differences(x, y)

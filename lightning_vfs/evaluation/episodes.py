@@ -4,9 +4,49 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_vfs.core.errors import DataError
+from lightning_vfs.core.errors import DataError, EvaluationError
 from lightning_vfs.data.draws import sample_distinct
 from lightning_vfs.data.images import ClassImages, Episodes
+from lightning_vfs.evaluation.plan import EvaluationPlan
+
+
+class SplitEpisodes:
+    """What a plan generates for a split, and which of its real images it compares with.
+
+    Args:
+        name: of the split.
+        images: the split.
+        plan: its numbers of images, its pool of supports and its seed.
+
+    Attributes:
+        num_images: images to generate.
+        among: bool (N,), images that generated ones may be compared with; None for all.
+
+    Raises:
+        EvaluationError: the split has fewer such images than the plan asks for.
+    """
+
+    def __init__(self, name: str, images: ClassImages, plan: EvaluationPlan) -> None:
+        self.images, self.plan, pool = images, plan, plan.support_pool
+        self.among = None if pool is None else ~support_pool(images, pool, plan.shots or 1, plan.seed)
+        filled, per_class = int((images.counts > 0).sum()), plan.images_per_class
+        self.num_images = plan.num_images if per_class is None else per_class * filled
+        most = len(images) if self.among is None else int(self.among.sum())
+        if plan.num_real_images is not None and most < plan.num_real_images:
+            aside = "" if self.among is None else f", {len(images) - most} of them set aside for supports"
+            raise EvaluationError(
+                f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images{aside}: "
+                f"take at most {most}, or null for all of them."
+            )
+
+    def draw(self, shots: int | None) -> Episodes:
+        """Episodes with supports of `shots` images; of one image, which nothing shows, without a support.
+
+        Raises:
+            DataError: a class has too few images for a target and a support.
+        """
+        pool, plan = None if self.among is None else ~self.among, self.plan
+        return draw_episodes(self.images, self.num_images, shots or 1, plan.seed, pool, plan.images_per_class)
 
 
 def support_pool(images: ClassImages, pool: float, shots: int, seed: int) -> np.ndarray:

@@ -88,12 +88,18 @@ class EpisodeJudge:
         """Images (n, k) that each generated one was made from; k is 0 without a support."""
         return self.episodes.supports[:, : self.shots or 0]
 
-    def nearest(self, thumbs: Tensor, images: np.ndarray | None = None) -> Tensor:
-        """Distance from training images; `images` are the split's own, which leave themselves out."""
+    def nearest(self, thumbs: Tensor, images: np.ndarray | None = None, limits: Tensor | None = None) -> Tensor:
+        """Distance from training images; `images` are the split's own, which leave themselves out.
+
+        Args:
+            thumbs: (n, c, 16, 16).
+            images: indices (n,).
+            limits: beyond which distances need not be known (n,).
+        """
         if self.training is None:
             return torch.full((len(thumbs),), math.inf, dtype=torch.float64)
         own = None if images is None or not self.trained_on else self.training.rows_of(images)
-        return self.training.nearest(thumbs, own)
+        return self.training.nearest(thumbs, own, limits)
 
     def thresholds(self) -> dict[str, float]:
         """Those of copies and of training images, by the column of the groups that are left out."""
@@ -114,6 +120,12 @@ class EpisodeJudge:
             for column, value in enumerate(values)
         }
 
+    def limits(self, found: Mapping[str, float], index: Tensor) -> Tensor:
+        """Distances from training images beyond which images of some episodes (n,) are judged alike."""
+        kinds = ("threshold/training/", "threshold/known/")
+        largest = max((value for name, value in found.items() if name.startswith(kinds)), default=0.0)
+        return (largest + 2 * ROUNDING) * self._scales[index.cpu()]
+
     @property
     def _scales(self) -> Tensor:
         return self.reference.scales[self.labels]
@@ -132,7 +144,7 @@ class EpisodeJudge:
         """
         novelty = self.reference.novelty(thumbs, leave_targets_out=real)
         left_out = np.concatenate([self.supports, self.episodes.targets[:, None]], axis=1) if real else self.supports
-        near, columns = distances.double() / self._scales, 1 + self.groups.count
+        near, columns = distances.double() / self._scales, 1 + self.groups.number
 
         def below(kind: str, values: Tensor, unknown: Tensor) -> Tensor:
             """Whether values (n,) are up to the thresholds, (n, columns); NaN where they are not known."""
@@ -189,7 +201,7 @@ class EpisodeJudge:
         """
         layer, left_out = self.real.layers["prc"], self.supports
         if not features[layer].isfinite().all():
-            nothing = [math.nan] * (1 + self.groups.count)
+            nothing = [math.nan] * (1 + self.groups.number)
             return {name: nothing for name in ("precision", "recall", "novel_precision", "novel_recall")}
         if real:
             left_out = np.concatenate([left_out, self.episodes.targets[:, None]], axis=1)
@@ -199,6 +211,6 @@ class EpisodeJudge:
             neighborhood,
             self.groups.generated,
             self.groups.real,
-            self.groups.count if replicates else 0,
+            self.groups.number if replicates else 0,
             torch.from_numpy(self.real.positions(left_out)),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,7 @@ class SplitNovelty:
     def update(self, pixels: Tensor, broken: Tensor, index: Tensor) -> None:
         """Add images uint8 (n, c, h, w) by global sample index (n,); those that are `broken` were not finite."""
         thumbs = thumbnails(pixels).masked_fill(broken.cpu()[:, None, None, None], math.nan)
-        distances = self.judge.nearest(thumbs)
+        distances = self.judge.nearest(thumbs, limits=self.judge.limits(self.baselines or {}, index))
         self._rows.update({"thumbs": thumbs, "training": distances.float()}, index)
 
     # -- real images and landmarks -------------------------------------------------------------------------------------
@@ -162,10 +163,10 @@ class SplitNovelty:
                 found |= {name: [math.nan, *values] for name, values in several.items()}
         return found if self.judge.shots else {n: v for n, v in found.items() if not n.startswith("novel")}
 
-    def landmarks(self, name: str) -> dict[str, float | None]:
-        """The value of a figure for each landmark, as fields of `Figure`."""
-        found = self.baselines or {}
-        return {landmark: found.get(f"{landmark}/{name}") for landmark in NAMES}
+    def beside_landmarks(self, name: str, figure: Figure) -> Figure:
+        """A figure, by its name without a split, with its value for each landmark."""
+        copier, mean, jittered = ((self.baselines or {}).get(f"{landmark}/{name}") for landmark in NAMES)
+        return replace(figure, copier=copier, mean_of_support=mean, jittered_mean=jittered)
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -184,16 +185,13 @@ class SplitNovelty:
         judged = self.judge.judged(thumbs, distances, features, self.baselines)
         estimates = self.judge.estimates(judged)
         classes = len(self.real.labels.unique())
-        figures = {
-            name: Figure(
-                estimate.value,
-                self.baselines.get(f"real/{name}"),
-                (len(self.episodes),) * 2 if f"real/{name}" in self.baselines else None,
-                1 / classes if name == "few_shot_accuracy_all" else None,
-                **self.landmarks(name),
-            ).with_replicates(estimate.replicates)
-            for name, estimate in estimates.items()
-        }
+        figures = {}
+        for name, estimate in estimates.items():
+            real = self.baselines.get(f"real/{name}")
+            of = None if real is None else (len(self.episodes),) * 2
+            chance = 1 / classes if name == "few_shot_accuracy_all" else None
+            figure = Figure(estimate.value, real, of, chance).with_replicates(estimate.replicates)
+            figures[name] = self.beside_landmarks(name, figure)
         finite = bool(thumbs.isfinite().all())
         copies, training_copies = judged.copies[:, 0], judged.training_copies[:, 0]
         record: dict[str, Any] = {

@@ -193,7 +193,7 @@ class SamplingRecord:
     """How images were generated.
 
     Args:
-        sampler: `ddim`, `ddpm` or `dpmpp_2m`.
+        sampler: `ddim`, `ddpm`, `dpmpp_2m`, `euler` or `heun`.
         steps: timesteps that it took.
         eta: of DDIM; None for a sampler without.
         guidance: scale of classifier-free guidance; None without guidance.

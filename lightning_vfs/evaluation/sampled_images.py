@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.evaluation.record import SampledImage
+from lightning_vfs.training.ranks import gather_objects
 
 SAMPLED = 32
 """Images of a split that a record describes."""
@@ -36,6 +37,28 @@ def describe_images(pixels: Tensor, index: np.ndarray) -> dict[str, SampledImage
         )
         for i, image, thumb in zip(index.tolist(), pixels, thumbs, strict=True)
     }
+
+
+class ImageSample:
+    """Descriptions of the images of an evaluation that its record describes.
+
+    Args:
+        num_images: images that are generated, on all ranks.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self._wanted = sampled_indices(num_images)
+        self._found: dict[str, SampledImage] = {}
+
+    def add(self, pixels: Tensor, index: np.ndarray) -> None:
+        """Describe those among images uint8 (n, c, h, w) of global indices (n,) that are asked for."""
+        wanted = np.isin(index, self._wanted)
+        self._found |= describe_images(pixels[torch.from_numpy(wanted)], index[wanted])
+
+    def gathered(self) -> dict[str, SampledImage]:
+        """Descriptions of all ranks, in the order of their index. Collective."""
+        everything = {i: image for each in gather_objects(self._found) for i, image in each.items()}
+        return dict(sorted(everything.items(), key=lambda item: int(item[0])))
 
 
 def thumbnail_difference(image: SampledImage, stated: SampledImage) -> int:

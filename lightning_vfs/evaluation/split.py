@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vfs.core.errors import ConfigError, EvaluationError
+from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import hash_of
 from lightning_vfs.data.images import ClassImages, Episodes
 from lightning_vfs.data.pictures import to_uint8
 from lightning_vfs.evaluation.diversity import SplitDiversity
-from lightning_vfs.evaluation.episodes import draw_episodes, support_pool
+from lightning_vfs.evaluation.episodes import SplitEpisodes
 from lightning_vfs.evaluation.groups import groups_of
 from lightning_vfs.evaluation.judging import EpisodeJudge
 from lightning_vfs.evaluation.likelihood import likelihood_of
@@ -23,8 +23,8 @@ from lightning_vfs.evaluation.model import conditions_of
 from lightning_vfs.evaluation.novelty import SplitNovelty
 from lightning_vfs.evaluation.plan import EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
-from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SampledImage, SplitRecord
-from lightning_vfs.evaluation.sampled_images import describe_images, sampled_indices
+from lightning_vfs.evaluation.record import Figure, LikelihoodRecord, SplitRecord
+from lightning_vfs.evaluation.sampled_images import ImageSample
 from lightning_vfs.evaluation.saved_images import SavedImages
 from lightning_vfs.evaluation.shard import RankShard
 from lightning_vfs.evaluation.variety import SplitVariety
@@ -33,7 +33,7 @@ from lightning_vfs.metrics.fidelity import check_classes, check_enough
 from lightning_vfs.metrics.jackknife import Groups
 from lightning_vfs.metrics.perceptual import PairwiseLPIPS
 from lightning_vfs.metrics.training_images import TrainingReference
-from lightning_vfs.training.ranks import gather_objects, on_first_rank
+from lightning_vfs.training.ranks import on_first_rank
 
 
 class SplitResult(NamedTuple):
@@ -79,20 +79,9 @@ class SplitEvaluation:
         training: TrainingReference | None = None,
         lpips: PairwiseLPIPS | None = None,
     ) -> None:
-        self.pool = None
-        if plan.support_pool is not None:
-            self.pool = support_pool(images, plan.support_pool, plan.shots or 1, plan.seed)
-        among = None if self.pool is None else ~self.pool
-        most = len(images) if among is None else int(among.sum())
-        if plan.num_real_images is not None and most < plan.num_real_images:
-            aside = "" if among is None else f", {len(images) - most} of them set aside for supports"
-            raise EvaluationError(
-                f"num_real_images is {plan.num_real_images}, but split {name!r} has {len(images)} images{aside}: "
-                f"take at most {most}, or null for all of them."
-            )
         self.name, self.images, self.plan = name, images, plan
-        per_class = plan.images_per_class
-        self.num_images = per_class * int((images.counts > 0).sum()) if per_class else plan.num_images
+        self._episodes = SplitEpisodes(name, images, plan)
+        self.num_images, among = self._episodes.num_images, self._episodes.among
         self.real = RealImages(name, images, features, plan.num_real_images, self.num_images, plan.seed, among)
         self.variety = None if lpips is None else SplitVariety(lpips, images, self.real, plan.seed)
         self.ways = plan.ways
@@ -134,8 +123,7 @@ class SplitEvaluation:
             DataError: a class has too few images.
             EvaluationError: a class of `per_class` has too few images for a FID of its own.
         """
-        seed, per_class = self.plan.seed, self.plan.images_per_class
-        episodes = draw_episodes(self.images, self.num_images, shots or 1, seed, self.pool, per_class)
+        episodes = self._episodes.draw(shots)
         labels = torch.from_numpy(episodes.labels)
         check_classes(labels, self.real.labels, self.classes, self.images.class_names)
         return episodes
@@ -164,7 +152,7 @@ class SplitEvaluation:
             self._generate_images(model, episodes, novelty, shard)
             figures, found, more = self._compare(episodes, novelty, shard)
             notes += more
-            found["sampled_images"] = self._sampled_images()
+            found["sampled_images"] = self._sampled.gathered()
             if self.variety is not None:
                 with shard.timing("features"):
                     figures |= self.variety.figures(episodes, shots, groups, shard)
@@ -174,7 +162,7 @@ class SplitEvaluation:
             likelihood, figures["vlb"] = likelihood_of(
                 model, conditions, self.images, episodes, self.plan, groups, shard, self.name
             )
-        record = self._record(episodes, shots, {"groups": groups.count} | found)
+        record = self._record(episodes, shots, {"groups": groups.number} | found)
         return SplitResult(figures, record, self.real.notes + notes, likelihood)
 
     # -- real images -------------------------------------------------------------------------------------------------
@@ -246,8 +234,7 @@ class SplitEvaluation:
             self.accuracy.reset()
         if self._diversity is not None:
             self._diversity.reset(shard)
-        wanted = sampled_indices(len(episodes))
-        self._sampled: dict[str, SampledImage] = {}
+        self._sampled = ImageSample(len(episodes))
         for batch in shard.batches(len(episodes), f"Evaluation: generating, {self.name}"):
             index = torch.from_numpy(batch)
             pixels, features, broken = self._generated(model, episodes, batch, index, shard)
@@ -261,8 +248,7 @@ class SplitEvaluation:
                     self._diversity.add_episodes(features[self._layer], pixels, batch)
                 if self.variety is not None:
                     self.variety.update(pixels, broken, index)
-            described = np.isin(batch, wanted)
-            self._sampled |= describe_images(pixels[torch.from_numpy(described)], batch[described])
+            self._sampled.add(pixels, batch)
             for i, image in zip(batch.tolist(), pixels.cpu(), strict=True) if self._saved.writable else ():
                 self._saved.save("generated", i, image)
         if self._diversity is not None:
@@ -286,11 +272,6 @@ class SplitEvaluation:
             for values in features.values():
                 values[broken] = torch.nan
         return pixels, features, broken
-
-    def _sampled_images(self) -> dict[str, SampledImage]:
-        """Those that the record describes, of all ranks, in the order of their index. Collective."""
-        merged = {i: image for each in gather_objects(self._sampled) for i, image in each.items()}
-        return dict(sorted(merged.items(), key=lambda item: int(item[0])))
 
     # -- figures -----------------------------------------------------------------------------------------------------
 
@@ -323,7 +304,7 @@ class SplitEvaluation:
         for name, value in values.items():
             floor = floors.get(name, (novelty.baselines or {}).get(f"real/{name}"))
             of = sizes if name in floors else None if floor is None else (self.num_images,) * 2
-            figure = Figure(value, floor, of, **novelty.landmarks(name))
+            figure = novelty.beside_landmarks(name, Figure(value, floor, of))
             found[name] = figure.with_replicates(more[name][1:]) if name in more else figure
         return found
 
@@ -341,8 +322,8 @@ class SplitEvaluation:
         replicates = self.accuracy.replicates(novelty.judge.groups.generated)
         for (way, accuracy), column in zip(self._accuracies(self.accuracy).items(), replicates, strict=True):
             name, real = self._accuracy_name(way), self._real_accuracy[way]
-            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way, **novelty.landmarks(name))
-            figures[name] = figure.with_replicates(column)
+            figure = Figure(accuracy, real, (len(self.real.chosen),) * 2, 1 / way).with_replicates(column)
+            figures[name] = novelty.beside_landmarks(name, figure)
             figures[f"{name}_real"] = Figure(real, chance=1 / way)
         return figures
 

@@ -70,7 +70,7 @@ class SplitVariety:
         if groups.classes is None:
             return {"lpips": figure}
         dealt = groups.classes.numpy()[list(found)]
-        left = [values[dealt != group] for group in range(groups.count)]
+        left = [values[dealt != group] for group in range(groups.number)]
         return {"lpips": figure.with_replicates([float(each.mean()) if len(each) else np.nan for each in left])}
 
     def _baselines(self, first: np.ndarray, labels: np.ndarray, device: torch.device) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lightning_vfs.core.trust import refuse
 from lightning_vfs.data.images import Episodes
 from lightning_vfs.data.module import SetDataModule
 from lightning_vfs.data.pictures import to_uint8
-from lightning_vfs.evaluation.episodes import draw_episodes, support_pool
+from lightning_vfs.evaluation.episodes import SplitEpisodes
 from lightning_vfs.evaluation.model import AUTOCAST, OWN_PRECISION, check_model, conditions_of, undisturbed
 from lightning_vfs.evaluation.plan import SPLITS, EvaluationPlan
 from lightning_vfs.evaluation.real_images import RealImages
@@ -130,7 +130,7 @@ def _episodes(name: str, split: SplitRecord, record: EvaluationRecord, data: Set
     where, number = f"of split {name}", split.num_images
     if name not in SPLITS or split.data_split != SPLITS[name]:
         return f"data_split {where} is {split.data_split!r}, which no evaluation writes"
-    if number is None or not 1 <= number <= MOST_IMAGES or sum(split.generated_per_class.values()) != number:
+    if number is None or not 2 <= number <= MOST_IMAGES or sum(split.generated_per_class.values()) != number:
         return f"num_images {where} is {number}, which generated_per_class does not add up to: the record was changed"
     images, shots, seed = data.split(SPLITS[name]), record.sampling.shots, record.sampling.seed
     if not 0 <= seed < 2**63:
@@ -141,13 +141,13 @@ def _episodes(name: str, split: SplitRecord, record: EvaluationRecord, data: Set
         return f"the images {where} are not those of the data"
     pool, per_class = record.sampling.support_pool, record.sampling.images_per_class
     try:
-        plan = EvaluationPlan(support_pool=pool, images_per_class=per_class, shots=shots)
-        aside = None if plan.support_pool is None else support_pool(images, plan.support_pool, shots or 1, seed)
-        episodes = draw_episodes(images, number, shots or 1, seed, aside, plan.images_per_class)
+        plan = EvaluationPlan(num_images=number, images_per_class=per_class, support_pool=pool, shots=shots, seed=seed)
+        asked = SplitEpisodes(name, images, plan)
+        if asked.num_images != number:
+            return f"num_images {where} is {number:,}, but images_per_class gives {asked.num_images:,}: it was changed"
+        episodes = asked.draw(shots)
     except VFSError as error:
         raise EvaluationError(f"the record states what cannot be generated: {error}") from error
-    if len(episodes) != number:
-        return f"num_images {where} is {number:,}, but images_per_class gives {len(episodes):,}: the record was changed"
     if shots is not None and split.supports_sha256 != hash_of(episodes.targets, episodes.supports):
         return f"supports {where} are not those that num_images, shots and seed give: the record was changed"
     if split.sampled_images is None or list(split.sampled_images) != [str(i) for i in sampled_indices(number)]:

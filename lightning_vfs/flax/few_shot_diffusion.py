@@ -139,6 +139,8 @@ class FewShotDiffusion(nn.Module):
         shots: jax.Array | None = None,
         dropped: jax.Array | None = None,
         label: jax.Array | None = None,
+        negative: tuple[jax.Array, jax.Array] | None = None,
+        bound_weight: jax.Array | None = None,
     ) -> jax.Array:
         """Training loss of a batch, a scalar, as `FlaxVFSDDPM.loss` gives it."""
         if self.is_random and latent_noise is None:
@@ -148,15 +150,22 @@ class FewShotDiffusion(nn.Module):
         n, *image = x_set.shape[1:]
         x_0, noise, t_image = x_set.reshape(-1, *image), noise.reshape(-1, *image), jnp.repeat(t, n)
         context, kl = self.contexts(x_set, t, shots, label), jnp.zeros(())
+        contrast = None if dropped is None else jnp.logical_not(dropped).reshape(-1).astype(x_0.dtype)
         if self.is_random:
             context, kl = self.posterior.draw(context, latent_noise)
         if context is not None and dropped is not None:
             dropped = jnp.reshape(dropped, (-1,) + (1,) * (context.ndim - 1))
             context = jnp.where(dropped, self.null_context, context)
         diffusion = GaussianDiffusion(self.config.diffusion)
+        options = {} if bound_weight is None else {"bound_weight": jnp.repeat(bound_weight, n)}
         x_t = diffusion.q_sample(x_0, t_image, noise)
         model_output = self.denoise(x_t, t_image, context)
-        losses = diffusion.training_losses(model_output, x_0, x_t, t_image, noise, jax.lax.stop_gradient)
+        if negative is not None:
+            other, other_noise = (each.reshape(-1, *image) for each in negative)
+            options["negative"] = diffusion.target(other, t_image, other_noise)
+        losses = diffusion.training_losses(
+            model_output, x_0, x_t, t_image, noise, jax.lax.stop_gradient, contrast=contrast, **options
+        )
         return losses.mean() + self.config.encoder.kl_weight * kl.mean()
 
     @nn.nowrap

@@ -63,10 +63,17 @@ def generate(
         context = None if of_conditions is None else of_conditions[context_index]
         if context is None or not sampling.is_guided:
             return denoiser(x_t, t, context)
-        null = jnp.broadcast_to(params["null_context"], context.shape)
-        outputs = denoiser(_side_by_side(x_t, x_t), _side_by_side(t, t), _side_by_side(context, null))
-        conditional, unconditional = jnp.moveaxis(outputs.reshape(-1, 2, *outputs.shape[1:]), 1, 0)
-        return guided(conditional, unconditional, scales[step], image[0])
+
+        def with_guidance() -> jax.Array:
+            null = jnp.broadcast_to(params["null_context"], context.shape)
+            outputs = denoiser(_side_by_side(x_t, x_t), _side_by_side(t, t), _side_by_side(context, null))
+            conditional, unconditional = jnp.moveaxis(outputs.reshape(-1, 2, *outputs.shape[1:]), 1, 0)
+            return guided(conditional, unconditional, scales[step], image[0])
+
+        if sampling.guidance_interval is None:
+            return with_guidance()
+        # Outside of the interval the half without a condition is not computed.
+        return jax.lax.cond(scales[step] == 1, lambda: denoiser(x_t, t, context), with_guidance)
 
     images = sample(
         denoise, noise(stream=START), process, sampling.sampler, sampling.eta, lambda step: noise(stream=step), _scan

@@ -150,6 +150,8 @@ class FlaxVFSDDPM:
         shots: jax.Array | None = None,
         dropped: jax.Array | None = None,
         label: jax.Array | None = None,
+        negative: tuple[jax.Array, jax.Array] | None = None,
+        bound_weight: jax.Array | None = None,
     ) -> jax.Array:
         """Training loss of a batch, a scalar: a pure function of its arguments, for `jax.grad` and `jax.jit`.
 
@@ -164,13 +166,17 @@ class FlaxVFSDDPM:
             shots: as in `context`.
             label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
+            negative: for `contrastive_weight`: another set in place of each, and its noise, both shaped like x_set.
+            bound_weight: (b,), of the variational bound of every set, where timesteps are not drawn alike.
 
         Raises:
             ValueError: no latent_noise for a variational context, no label for a class-conditional model, or dropped
                 images of a model without a null context.
         """
         given = (*map(jnp.asarray, (x_set, t, noise)), latent_noise)
-        options = {"shots": shots, "dropped": dropped, "label": label}
+        options = {
+            "shots": shots, "dropped": dropped, "label": label, "negative": negative, "bound_weight": bound_weight,
+        }  # fmt: skip
         return self.module.run(params, *given, **options, method="loss", dropout_rng=dropout_rng)
 
     def encode(self, support: jax.Array | np.ndarray, t: jax.Array | np.ndarray | None = None) -> jax.Array:

@@ -184,8 +184,10 @@ def write_jax(state: TrainingState, path: str | Path) -> None:
 
     Raises:
         ConfigError: the system cannot express the model; the message names the options.
-        CheckpointError: the path is a folder, but not an Orbax checkpoint, or orbax is not installed.
+        CheckpointError: the path is a folder, but not an Orbax checkpoint, orbax is not installed, or the run's
+            optimizer was not AdamW.
     """
+    state.check_resumable()
     path = local_path(path, "The checkpoint's path")
     cfg = jax_config_of(state.config)
     if path.suffix == ".safetensors":

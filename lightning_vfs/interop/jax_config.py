@@ -30,6 +30,7 @@ EXPRESSIBLE = {
     "encoder.context_dropout": (0.0,),
     "denoiser.architecture": ("dit",),
     "denoiser.conditioning": ("film",),
+    "diffusion.schedule": ("linear", "cosine"),
     "latent.autoencoder": ("",),
 }
 

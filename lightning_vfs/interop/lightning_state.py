@@ -28,7 +28,11 @@ def write_lightning(state: TrainingState, path: str | Path) -> None:
     """Write a checkpoint as a run at this step would: raw and averaged weights, AdamW's moments, the step.
 
     The optimizer's settings are VFSDDPM's defaults, which flags of `fit` replace.
+
+    Raises:
+        CheckpointError: the run's optimizer was not AdamW.
     """
+    state.check_resumable()
     model = VFSDDPM(state.config)
     model.load_state_dict(tensors(state.weights))
     trainer = _quiet_trainer([_averaging(model, state)] if state.averaged is not None else [])
@@ -110,11 +114,12 @@ def read_lightning(path: str | Path) -> TrainingState:
             arrays(checkpoint["state_dict"]) if averaged else None,
             _moments(VFSDDPM(config), checkpoint),
             int(checkpoint.get("global_step", 0)),
+            checkpoint["hyper_parameters"].get("optimizer", {}).get("name", "adamw"),
         )
 
 
 def _moments(model: VFSDDPM, checkpoint: dict[str, Any]) -> Moments | None:
-    """AdamW's moments by name, zero for buffers; None if the optimizer has taken no step."""
+    """AdamW's moments by name, zero for buffers; None if it has taken no step, or was another optimizer."""
     states = checkpoint.get("optimizer_states") or [{"state": {}}]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_adamw(model, model.optimizer_config, fused=False).param_groups

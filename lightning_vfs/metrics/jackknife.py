@@ -19,13 +19,13 @@ class Groups(NamedTuple):
     """Groups that are left out in turn, with their generated images, their real images and their classes.
 
     Attributes:
-        count: number of groups, G; some may be empty.
+        number: of groups, G; some may be empty.
         generated: group of each generated image (n,), from 0.
         real: of each real image (m,).
         classes: of each class (classes,); None where groups are of images, and no class is left out.
     """
 
-    count: int
+    number: int
     generated: Tensor
     real: Tensor
     classes: Tensor | None = None
@@ -34,7 +34,7 @@ class Groups(NamedTuple):
     def keep(self) -> Tensor:
         """Generated images in the figure itself and in the replicate without each group, bool (n, 1 + G)."""
         return torch.cat(
-            [torch.ones(len(self.generated), 1).bool(), self.generated[:, None] != torch.arange(self.count)], dim=1
+            [torch.ones(len(self.generated), 1).bool(), self.generated[:, None] != torch.arange(self.number)], dim=1
         )
 
 
@@ -47,12 +47,12 @@ def fidelity_replicates(
     """
     used = (generated,) if metric == "isc" else (generated, real)
     if not all(features.isfinite().all() for features in used):
-        return {metric: [math.nan] * groups.count}
+        return {metric: [math.nan] * groups.number}
     if metric == "fid":
-        return {"fid": frechet_replicates(generated, real, groups.generated, groups.real, groups.count)}
+        return {"fid": frechet_replicates(generated, real, groups.generated, groups.real, groups.number)}
     if metric == "kid":
         return {"kid": kid_replicates(generated, real, groups, options)}
-    left = [generated[groups.generated != group] for group in range(groups.count)]
+    left = [generated[groups.generated != group] for group in range(groups.number)]
     enough = [len(each) >= options.isc_splits for each in left]
     return {
         "isc": [
@@ -65,17 +65,16 @@ def fidelity_replicates(
 def kid_replicates(generated: Tensor, real: Tensor, groups: Groups, options: FidelityOptions) -> list[float]:
     """Unbiased squared MMD (Gretton et al. 2012, eq. 3) without each group, from sums of the kernel over groups."""
     x, y = generated.double(), real.double()
-    in_x, in_y = (torch.nn.functional.one_hot(of, groups.count).double() for of in (groups.generated, groups.real))
+    in_x, in_y = (torch.nn.functional.one_hot(of, groups.number).double() for of in (groups.generated, groups.real))
     within_x, within_y = _kernel_sums(x, in_x, x, in_x, options), _kernel_sums(y, in_y, y, in_y, options)
     between = _kernel_sums(x, in_x, y, in_y, options)
     for sums, rows, of in ((within_x, x, in_x), (within_y, y, in_y)):
         sums -= (of.T @ _kernel(rows.square().sum(dim=1), x.shape[1], options)).diag()
-    found = 0.0
-    for sums, of, weight in ((within_x, in_x, 1), (within_y, in_y, 1), (between, None, -2)):
-        left = sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()
-        n, m = (len(each) - each.sum(dim=0) for each in ((in_x, in_y) if of is None else (of, of)))
-        found = found + weight * left / (n * m if of is None else n * (n - 1))
-    return torch.as_tensor(found).tolist()
+    n, m = (len(each) - each.sum(dim=0) for each in (in_x, in_y))
+    parts = ((within_x, n * (n - 1)), (within_y, m * (m - 1)), (between, -n * m / 2))
+    left = [(sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()) / pairs for sums, pairs in parts]
+    found: list[float] = torch.stack(left).sum(dim=0).tolist()
+    return found
 
 
 def _kernel(products: Tensor, dim: int, options: FidelityOptions) -> Tensor:

@@ -58,7 +58,7 @@ class TrainingReference:
         """The row of each of the split's images, for `nearest` to leave out; -1 where it was not drawn."""
         return [self._rows[1].get(key, -1) for key in self._keys(indices, self.images.uint8(indices))]
 
-    def nearest(self, thumbs: Tensor, left_out: Sequence[int] | None = None) -> Tensor:
+    def nearest(self, thumbs: Tensor, left_out: Sequence[int] | None = None, limits: Tensor | None = None) -> Tensor:
         """Distance of the nearest variant of each image from any training image.
 
         A projection bounds distances from below, so that few have to be computed.
@@ -66,9 +66,11 @@ class TrainingReference:
         Args:
             thumbs: (n, c, 16, 16).
             left_out: a row for each image that it is not compared with.
+            limits: beyond which a distance (n,) need not be known, which saves most of the work for images that are
+                far from all.
 
         Returns:
-            float64 (n,); infinite for thumbnails that are not finite.
+            float64 (n,); infinite for thumbnails that are not finite; beyond its limit, something that is, too.
         """
         training, found = self._rows[0], torch.full((len(thumbs),), math.inf, dtype=torch.float64)
         projected = self._projected(training)
@@ -80,6 +82,8 @@ class TrainingReference:
             bound = (norms - 2 * small @ projected.T + small.square().sum(dim=1, keepdim=True)).amin(dim=0)
             if left_out is not None and left_out[i] >= 0:
                 bound[left_out[i]] = math.inf
+            if limits is not None:
+                bound[~(bound <= limits[i] ** 2 * (1 + 1e-4) + 1)] = math.inf
             few = bound.topk(min(16, len(bound)), largest=False).indices
             least = _least(forms, training[few[bound[few].isfinite()]])
             # The slack is for rounding, as projections are float32.

@@ -175,6 +175,8 @@ class FewShotDiffusion(nn.Module):
         dropped: Bool[Tensor, "b n"] | None = None,
         label: Int[Tensor, " b"] | None = None,
         dropout_key: Int[Tensor, "b n 2"] | None = None,
+        negative: tuple[Float[Tensor, "b n *diffused"], Float[Tensor, "b n *diffused"]] | None = None,
+        bound_weight: Float[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
         """Diffusion loss of every set, (b,), and the KL of its contexts, (b,), or None where there is none.
 
@@ -189,6 +191,9 @@ class FewShotDiffusion(nn.Module):
             label: as in `context`.
             dropped: bool (b, n), images whose context is replaced by the null context.
             dropout_key: int64 (b, n, 2), random numbers that dropout in encoder and denoiser follows, in training.
+            negative: for `contrastive_weight`: what is diffused of another set in place of each, and its noise, both
+                shaped like `noise`. Images whose context is dropped are not pushed away from it.
+            bound_weight: of the variational bound of every set, where timesteps are not drawn alike.
 
         Raises:
             ValueError: no latent_noise for a variational context, no label for a class-conditional model, no t for an
@@ -213,8 +218,23 @@ class FewShotDiffusion(nn.Module):
         model_output = at_least_float32(
             self.denoiser(x_t, t_image, condition, None if denoiser_key is None else denoiser_key.flatten())
         )
-        losses = self.diffusion.training_losses(model_output, x_0, x_t, t_image, noise, Tensor.detach)
+        losses = self.diffusion.training_losses(
+            model_output,
+            x_0,
+            x_t,
+            t_image,
+            noise,
+            Tensor.detach,
+            negative=None if negative is None else self._target(negative, t_image),
+            contrast=None if dropped is None else (~dropped).flatten().to(x_0.dtype),
+            bound_weight=None if bound_weight is None else bound_weight.repeat_interleave(n),
+        )
         return losses.reshape(b, n).mean(dim=1), None if kl is None else kl.reshape(b, n).mean(dim=1)
+
+    def _target(self, images_and_noise: tuple[Tensor, Tensor], t: Tensor) -> Tensor:
+        """What the denoiser would be trained to predict of other images, (b, n, c, h, w) each: (b*n, c, h, w)."""
+        x_0, noise = (at_least_float32(each.flatten(0, 1)) for each in images_and_noise)
+        return self.diffusion.target(x_0, t, noise.to(x_0))
 
     def _condition(
         self, context: Tensor, x_set: Tensor, shots: Tensor | None, dropped: Tensor | None
@@ -238,6 +258,8 @@ class FewShotDiffusion(nn.Module):
         dropped: Bool[Tensor, "b n"] | None = None,
         label: Int[Tensor, " b"] | None = None,
         dropout_key: Int[Tensor, "b n 2"] | None = None,
+        negative: tuple[Float[Tensor, "b n *diffused"], Float[Tensor, "b n *diffused"]] | None = None,
+        bound_weight: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, ""]:
         """Training loss of a batch, a scalar; arguments and errors as in `losses`."""
         latents = self.latents(x_set) if self.config.latent.autoencoder else None
@@ -251,5 +273,7 @@ class FewShotDiffusion(nn.Module):
             dropped=dropped,
             label=label,
             dropout_key=dropout_key,
+            negative=negative,
+            bound_weight=bound_weight,
         )
         return losses.mean() + (0 if kl is None else self.config.encoder.kl_weight * kl.mean())

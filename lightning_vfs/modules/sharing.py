@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_vfs.core.errors import CheckpointError, ConfigError
-from lightning_vfs.core.files import local_path
+from lightning_vfs.core.files import local_path, replacing
 from lightning_vfs.data.pictures import save_png
 from lightning_vfs.modules.contracted import SetContractModule
 from lightning_vfs.training import hub
@@ -58,13 +58,15 @@ def write_shared(
     card = model_card(model.config, repo_id, text, record, getattr(model, "origin", None), picture is not None)
     drawn = None if picture is None else _checked_picture(picture)
     save_pretrained(model.config, weights, folder, dtype)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
     if record is not None:
         record.write(folder / RECORD)
     if isinstance(drawn, Tensor):
         save_png(drawn, folder / PICTURE)
     elif drawn is not None:
-        drawn.save(folder / PICTURE, format="PNG")
+        with replacing(folder / PICTURE) as temporary:
+            drawn.save(temporary, format="PNG")
 
 
 def push(

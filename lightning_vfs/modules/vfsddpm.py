@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vfs.core import contract
@@ -27,6 +27,7 @@ from lightning_vfs.core.fingerprint import Fingerprint, fingerprint
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.seeding import global_seed
 from lightning_vfs.core.sets import subsample
+from lightning_vfs.core.timestep_density import timestep_probabilities
 from lightning_vfs.core.trust import reading
 from lightning_vfs.data.images import to_float
 from lightning_vfs.modules.contracted import SetContractModule, images_of
@@ -58,7 +59,8 @@ from lightning_vfs.training.nonfinite import SetLosses, StepGuard
 from lightning_vfs.training.optimizer import (
     OptimizerConfig,
     apply_settings,
-    build_adamw,
+    build_optimizer,
+    check_same_optimizer,
     clip_gradients,
     gradient_norm,
     keep_implementation,
@@ -70,7 +72,7 @@ from lightning_vfs.training.precision import check_precision
 from lightning_vfs.training.pretrained import load_pretrained, save_pretrained
 from lightning_vfs.training.ranks import gather_rows
 from lightning_vfs.training.sharding import check_strategy, is_sharded
-from lightning_vfs.training.timestep_sampling import LossSecondMoment
+from lightning_vfs.training.timestep_sampling import LossSecondMoment, TimestepDensity
 
 
 class VFSDDPM(SetContractModule):
@@ -130,6 +132,8 @@ class VFSDDPM(SetContractModule):
                 module.checkpoint_activations = checkpoint_activations
         self.timestep_sampler: LossSecondMoment | None = None
         self._timesteps_of_step: dict[str, Tensor] | None = None  # its state at the end of the last whole step
+        probabilities = timestep_probabilities(self.config.diffusion)
+        self._timestep_density = None if probabilities is None else TimestepDensity(probabilities)
         if self.config.diffusion.timestep_sampling == "loss_second_moment":
             self.timestep_sampler = LossSecondMoment(self.config.diffusion.timesteps)
         self.save_hyperparameters(
@@ -209,10 +213,16 @@ class VFSDDPM(SetContractModule):
             set_memory_format(self, device, self.hparams["channels_last"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Before a weight is copied: as `SetContractModule`; also restores state other than weights."""
+        """Before a weight is copied: as `SetContractModule`; also restores state other than weights.
+
+        Raises:
+            CheckpointError: as `SetContractModule`; or its run had another optimizer than the one that resumes it.
+        """
         super().on_load_checkpoint(checkpoint)
         averaged = "averaging_state" in checkpoint
         fitting = self.attached_trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and checkpoint.get("optimizer_states"):
+            check_same_optimizer(checkpoint["hyper_parameters"].get("optimizer", {}), self.optimizer_config)
         raw = averaging_of(self.trainer) is None if fitting else self.takes_raw_weights
         if averaged and fitting and raw:
             rank_zero_warn(
@@ -346,16 +356,21 @@ class VFSDDPM(SetContractModule):
         """
         x_set, index, label = self._sets_of(batch, batch_idx)
         self.diffusion = self.diffusion.on(x_set)
-        sampler = self.timestep_sampler if self.training else None
+        sampler, density = (self.timestep_sampler, self._timestep_density) if self.training else (None, None)
         uniform = indexed_uniform(index, global_seed(), TIMESTEP)
-        if sampler is None:
-            t, weight = (uniform * self.config.diffusion.timesteps).long(), None
-        else:
+        options, weight = self._random_numbers(x_set.shape[1], index), None
+        if sampler is not None:
             t, weight = sampler.draw(uniform)
+        elif density is not None:
+            t, options["bound_weight"] = density.draw(uniform)
+        else:
+            t = (uniform * self.config.diffusion.timesteps).long()
         latents = self._latents_of(batch, x_set) if self.config.latent.autoencoder else None
+        if self.training and self.config.diffusion.contrastive_weight:
+            options["negative"] = self._negative(x_set if latents is None else latents, index)
         compiled = self.training and self.hparams["compile"] and not is_sharded(self)
         losses = self._compiled_losses if compiled else self.losses
-        loss, kl = losses(x_set, t, latents=latents, label=label, **self._random_numbers(x_set.shape[1], index))
+        loss, kl = losses(x_set, t, latents=latents, label=label, **options)
         if sampler is not None:
             sampler.update(gather_rows(t), gather_rows(loss.detach()))
         if self.training:
@@ -370,11 +385,25 @@ class VFSDDPM(SetContractModule):
         given = batch.get("latents") if isinstance(batch, dict) else None
         return self.latents(x_set) if given is None or given.shape[:2] != x_set.shape[:2] else given.float()
 
-    def _random_numbers(self, n: int, index: Tensor) -> dict[str, Tensor]:
+    def _negative(self, diffused: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """For every set the one with the next global index in the batch of all ranks, (b, n, c, h, w), and its noise.
+
+        After the highest index comes the lowest. So neither the number of ranks nor the order within a batch matters.
+        """
+        numbers = gather_rows(index)
+        ascending, place = numbers.sort()
+        following = place[torch.searchsorted(ascending, index, right=True) % len(numbers)]
+        return gather_rows(diffused)[following], self._noise(diffused.shape[1], numbers[following])
+
+    def _noise(self, n: int, index: Tensor) -> Tensor:
+        """Noise of sets of n images, by their global indices (b,): (b, n, c, h, w)."""
+        size = self.config.denoiser_size
+        return indexed_normal(index, (n, self.config.denoiser_channels, size, size), global_seed(), NOISE)
+
+    def _random_numbers(self, n: int, index: Tensor) -> dict[str, Any]:
         """What `losses` draws of sets of n images, by their global indices (b,)."""
         config, seed = self.config, global_seed()
-        size = config.denoiser_size
-        numbers = {"noise": indexed_normal(index, (n, config.denoiser_channels, size, size), seed, NOISE)}
+        numbers: dict[str, Any] = {"noise": self._noise(n, index)}
         if self.posterior is not None:
             draw = indexed_uniform if config.encoder.context == "variational_discrete" else indexed_normal
             shape = (n, *self.posterior.noise_shape)
@@ -425,7 +454,7 @@ class VFSDDPM(SetContractModule):
                 "The learning rate decays over the run's steps, but the trainer has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.optimizer.decay_steps."
             )
-        optimizer = build_adamw(self, config)
+        optimizer = build_optimizer(self, config)
         factor = functools.partial(warmup_cosine, warmup_steps=config.warmup_steps, decay_steps=int(decay_steps))
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -444,7 +473,7 @@ class VFSDDPM(SetContractModule):
         scheduler = self.lr_schedulers()
         # A learning rate finder has its own schedule.
         if type(self).configure_optimizers is VFSDDPM.configure_optimizers and isinstance(scheduler, LambdaLR):
-            apply_settings(cast(AdamW, self.optimizers(use_pl_optimizer=False)), scheduler, self.optimizer_config)
+            apply_settings(cast(Optimizer, self.optimizers(use_pl_optimizer=False)), scheduler, self.optimizer_config)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

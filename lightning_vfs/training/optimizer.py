@@ -1,11 +1,11 @@
-"""AdamW with warm-up and cosine decay, by step."""
+"""AdamW, or Muon with AdamW, with warm-up and cosine decay, by step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -14,19 +14,25 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
+from lightning_vfs.core.checks import check_choices, check_fraction
 from lightning_vfs.core.errors import CheckpointError, ConfigError
+from lightning_vfs.training.muon import MuonAdamW, block_matrices
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to zero.
+    """AdamW (Loshchilov and Hutter 2019), or Muon for matrices, with linear warm-up and cosine decay to zero.
 
     Args:
+        name: `adamw`; or `muon`: matrices in the networks' blocks are updated by Muon (Jordan et al. 2024), scaled so
+            that its updates are as large as AdamW's and both take the same learning rate (Liu et al. 2025, arXiv
+            2502.16982, section 2.2), all other parameters by AdamW.
         learning_rate: its highest value.
         betas: decay of the averages of the gradient and of its square.
         weight_decay: of weight matrices; biases, norms, tokens and positions have none.
         warmup_steps: optimizer steps over which the rate rises from zero.
         decay_steps: optimizer steps after which the rate is zero; by default the trainer's number of steps.
+        momentum: of Muon, decay of the average of the gradient.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -37,9 +43,13 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     decay_steps: int | None = None
+    name: Literal["adamw", "muon"] = "adamw"
+    momentum: float = 0.95
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        check_choices(self)
+        check_fraction(self, "momentum")
         if self.learning_rate <= 0:
             raise ConfigError(f"OptimizerConfig.learning_rate is {self.learning_rate}; it must be above 0.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -83,15 +93,63 @@ def build_adamw(module: nn.Module, config: OptimizerConfig, fused: bool = True) 
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
 
 
+def build_optimizer(module: nn.Module, config: OptimizerConfig, fused: bool = True) -> torch.optim.Optimizer:
+    """The optimizer of a configuration over the module's parameters; only matrices decay.
+
+    Raises:
+        ConfigError: Muon, for a module that has no matrices in blocks.
+    """
+    adamw = build_adamw(module, config, fused)
+    if config.name == "adamw":
+        return adamw
+    matrices = block_matrices(module)
+    if not matrices:
+        raise ConfigError(
+            "OptimizerConfig.name is 'muon', which is for the matrices of the networks' blocks, but these networks "
+            "have none: set name to 'adamw'."
+        )
+    muon = torch.optim.Muon(
+        matrices,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    by_muon = {id(matrix) for matrix in matrices}
+    for group in adamw.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in by_muon]
+    return MuonAdamW(muon, adamw)
+
+
 def apply_settings(
-    optimizer: torch.optim.AdamW, scheduler: torch.optim.lr_scheduler.LambdaLR, config: OptimizerConfig
+    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LambdaLR, config: OptimizerConfig
 ) -> None:
-    """Give an optimizer of `build_adamw` and its schedule these settings; moments and steps stay as they are."""
-    for group, weight_decay in zip(optimizer.param_groups, (config.weight_decay, 0.0), strict=True):
-        group |= {"initial_lr": config.learning_rate, "betas": config.betas, "weight_decay": weight_decay}
+    """Give an optimizer of `build_optimizer` and its schedule these settings; moments and steps stay as they are."""
+    *decaying, last = optimizer.param_groups
+    for group in (*decaying, last):
+        own = {"betas": config.betas} if "betas" in group else {"momentum": config.momentum}
+        group |= {"initial_lr": config.learning_rate, "weight_decay": config.weight_decay, **own}
+    last["weight_decay"] = 0.0
     scheduler.base_lrs = [config.learning_rate for _ in optimizer.param_groups]
     for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group["lr"] = config.learning_rate * factor(scheduler.last_epoch)
+
+
+def check_same_optimizer(trained: Mapping[str, Any], config: OptimizerConfig) -> None:
+    """Refuse to resume a run with another optimizer, for which its state says nothing.
+
+    Args:
+        trained: plain values of the run's OptimizerConfig.
+
+    Raises:
+        CheckpointError: their names differ.
+    """
+    name = trained.get("name", "adamw")
+    if name != config.name:
+        raise CheckpointError(
+            f"The checkpoint was trained with the optimizer {name!r}, but this run has {config.name!r}, which cannot "
+            f"continue from its state: set --model.optimizer.name {name}."
+        )
 
 
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
@@ -137,7 +195,7 @@ def handles_scaling(optimizer: torch.optim.Optimizer) -> bool:
 
 def skips_by_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `found_inf` of 1 makes a step change nothing. Fused SGD does not always: its first momentum is lost."""
-    return isinstance(optimizer, torch.optim.Adam) and handles_scaling(optimizer)
+    return isinstance(optimizer, MuonAdamW) or (isinstance(optimizer, torch.optim.Adam) and handles_scaling(optimizer))
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

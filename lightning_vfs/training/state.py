@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_vfs.core.config import VFSConfig
+from lightning_vfs.core.errors import CheckpointError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -32,6 +33,7 @@ class TrainingState:
         averaged: the averaged weights (EMA), if there are any.
         moments: AdamW's, if they are known.
         step: optimizer steps taken.
+        optimizer: of the run, `OptimizerConfig.name`.
     """
 
     config: VFSConfig
@@ -39,6 +41,19 @@ class TrainingState:
     averaged: Arrays | None = None
     moments: Moments | None = None
     step: int = 0
+    optimizer: str = "adamw"
+
+    def check_resumable(self) -> None:
+        """Refuse to write the state of a run for another to resume, if its optimizer's state has no place in it.
+
+        Raises:
+            CheckpointError: the optimizer was not AdamW.
+        """
+        if self.optimizer != "adamw":
+            raise CheckpointError(
+                f"The checkpoint was trained with the optimizer {self.optimizer!r}, whose state cannot be converted, "
+                "only AdamW's moments: convert its weights, --to pretrained, and what that writes to other formats."
+            )
 
 
 def tensors(values: Arrays) -> dict[str, Tensor]:

@@ -1,16 +1,44 @@
-"""Importance sampling of timesteps: those with large losses are drawn more often, and weigh less."""
+"""Timesteps of training: those with large losses are drawn more often, and weigh less; or all by a fixed density."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_vfs.core.errors import CheckpointError
+from lightning_vfs.core.timestep_density import UNIFORM_SHARE
 
 HISTORY = 10
-UNIFORM_SHARE = 0.001
+
+
+class TimestepDensity:
+    """Draws timestep t with probability p_t; moves to the device of its inputs, and never waits for that device.
+
+    Args:
+        probabilities: float64 (T,), which sum to 1.
+    """
+
+    def __init__(self, probabilities: np.ndarray) -> None:
+        self.timesteps = len(probabilities)
+        cumulative = probabilities.cumsum()
+        self._cumulative = torch.from_numpy(cumulative / cumulative[-1]).float()
+        self._weight = torch.from_numpy(1 / (self.timesteps * probabilities)).float()
+
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps and, for what is to be expected as with uniform timesteps, its weights.
+
+        Args:
+            uniform: uniform numbers in [0, 1), float32 (b,).
+
+        Returns:
+            t int64 (b,), and 1 / (T p_t), float32 (b,).
+        """
+        self._cumulative, self._weight = self._cumulative.to(uniform.device), self._weight.to(uniform.device)
+        t = torch.searchsorted(self._cumulative, uniform, right=True).clamp(max=self.timesteps - 1)
+        return t, self._weight[t]
 
 
 class LossSecondMoment:

@@ -101,8 +101,11 @@ def generate(page: Any) -> None:
     page.wait_for_function("document.querySelector('#said').innerText.includes('images in')")
 
 
-def error(page: Any) -> str:
-    return page.inner_text(".toast-body")
+def says(page: Any, sentence: str) -> None:
+    """Wait until a message has this sentence."""
+    page.wait_for_function(
+        "said => [...document.querySelectorAll('.toast-body')].some(e => e.innerText.includes(said))", arg=sentence
+    )
 
 
 def test_dropped_pictures_become_images(visit: Callable[[], Any], photos: list[str], tmp_path: Path) -> None:
@@ -124,13 +127,13 @@ def test_dropped_pictures_become_images(visit: Callable[[], Any], photos: list[s
 def test_a_drawing_is_a_picture(visit: Callable[[], Any]) -> None:
     page = visit()
     page.locator("button.label-wrap", has_text="Draw").click()
-    sheet = page.locator("#sheet canvas").first
-    sheet.scroll_into_view_if_needed()
+    page.wait_for_selector("#sheet canvas")
+    page.click("#sheet button[aria-label=Brush]")
     page.wait_for_timeout(1000)
-    box = sheet.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.3)
+    box = page.locator("#sheet canvas").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.4)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.6, steps=8)
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6, steps=8)
     page.mouse.up()
     page.wait_for_timeout(1000)
     page.click("#add-drawing")
@@ -141,18 +144,16 @@ def test_a_drawing_is_a_picture(visit: Callable[[], Any]) -> None:
 def test_errors_are_sentences(visit: Callable[[], Any], tmp_path: Path) -> None:
     page = visit()
     page.click("#generate")
-    page.wait_for_selector(".toast-body")
-    assert "Drop at least one picture of a class" in error(page)
+    says(page, "Drop at least one picture of a class")
+    assert "Drop at least one picture of a class" in page.inner_text("#said")
     page.locator("button.label-wrap", has_text="Draw").click()
     page.click("#add-drawing")
-    page.wait_for_function("[...document.querySelectorAll('.toast-body')].some(e => e.innerText.includes('Draw some'))")
+    says(page, "Draw something first")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     page.set_input_files("#support input[type=file]", [str(tmp_path / "broken.png")])
-    page.wait_for_timeout(2000)
+    page.wait_for_selector("#support img", state="attached")
     page.click("#generate")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.toast-body')].some(e => e.innerText.includes('broken.png'))"
-    )
+    says(page, "broken.png cannot be read as a picture")
 
 
 def test_a_comparison(visit: Callable[[], Any], photos: list[str]) -> None:

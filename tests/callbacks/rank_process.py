@@ -15,6 +15,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from lightning_vfs.callbacks import EMACallback, FIDCallback, SampleGridCallback
 from lightning_vfs.core.errors import EvaluationError
+from lightning_vfs.core.files import hash_of
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.evaluation import EvaluationPlan, evaluate
 from lightning_vfs.evaluation.shard import RankShard
@@ -50,7 +51,9 @@ def evaluated():
     few = {"num_images": 31, "splits": ["out"], "feature_extractor": TINY, "few_shot_way": 5, "batch_size": 7}
     plan = EvaluationPlan(**few, sampling=SamplingConfig(2))
     record = evaluate(Painter(), Patterns(), plan)
-    return numbers(record.figures) | {"ranks": record.environment.world_size}
+    sampled = record.splits["out"].sampled_images or {}
+    described = int(hash_of(*sampled, *(image.sha256 for image in sampled.values()))[:7], 16)
+    return numbers(record.figures) | {"ranks": record.environment.world_size, "described images": described}
 
 
 def error_of_an_empty_metric():

@@ -173,7 +173,10 @@ def test_the_nearest_real_image_is_below_each_generated_one(trainer, painter, da
         assert torch.equal(shown[:, row, 1, :, :52], expected)
 
 
-def test_nearest_images_need_a_support(trainer, config, data):
+def test_without_a_support_there_are_no_nearest_images(trainer, config, data, tmp_path):
     model = VFSDDPM(replace(config, encoder=replace(config.encoder, architecture="none")))
-    with pytest.raises(EvaluationError, match="nearest is for models that take a support"):
-        trainer(grids(nearest=True)).test(model, datamodule=data(), verbose=False)
+    pictures = []
+    for nearest in (True, False):
+        trainer(grids(nearest=nearest)).test(model, datamodule=data(), verbose=False)
+        pictures.append((tmp_path / "samples" / "test.png").read_bytes())
+    assert pictures[0] == pictures[1]

@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning_vfs import VFSDDPM, VFSConfig
 from lightning_vfs.cli import main
 from lightning_vfs.commands.lightning import VFSCLI
+from tests.data.official import cifar100, write_tar
 from tests.modules.autoencoder import SCALE, save_autoencoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -34,6 +35,10 @@ TINY: dict[str, list[str]] = {
         "--model.config.encoder.heads=2", "--model.config.encoder.dim_head=8",
         "--model.config.denoiser.channels=8", "--model.config.denoiser.channel_mult=[1,2]",
         "--model.config.denoiser.num_res_blocks=1",
+    ],
+    "data/cifar100.yaml": [
+        *TINY_DENOISER, "--model.config.encoder.depth=1", "--model.config.encoder.dim=16",
+        "--model.config.encoder.patch_size=4", "--data.set_size=2",
     ],
     "latent.yaml": [
         *TINY_DENOISER, "--model.config.encoder.depth=1", "--model.config.encoder.dim=16",
@@ -76,6 +81,9 @@ def test_a_tiny_model_trains_and_shows_what_it_makes(name: str, image_folder: Pa
     ]  # fmt: skip
     if "FolderSets" in ALL[name]["data"]["class_path"]:
         flags.append(f"--data.root={image_folder}")
+    elif "CIFAR100Sets" in ALL[name]["data"]["class_path"]:
+        write_tar(tmp_path / "cifar-100-python.tar.gz", cifar100(1, 1))
+        flags.append(f"--data.root={tmp_path}")
     else:
         flags.append("--data.image_size=16")  # of the glyphs that are rendered already
     if name == "latent.yaml":

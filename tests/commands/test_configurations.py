@@ -68,3 +68,10 @@ def test_fit_and_evaluate_take_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     fid = printed(["evaluate", "--config", "eval/fsdm"], capsys)["fid"]
     assert fid["num_images"] == yaml.safe_load((FOLDER / "eval" / "fsdm.yaml").read_text())["fid"]["num_images"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_loggers_come_beside_those_of_a_configuration(name: str, capsys) -> None:
+    loggers = printed(["fit", "--config=glyphs", f"--config=loggers/{name}"], capsys)["trainer"]["logger"]
+    kinds = [logger["class_path"].rpartition(".")[2] for logger in loggers]
+    assert kinds == ["CSVLogger", "TensorBoardLogger", {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]]

@@ -18,7 +18,7 @@ from PIL import Image
 from lightning_vfs import VFSDDPM
 from lightning_vfs.cli import main
 from lightning_vfs.commands.demo import is_loopback
-from lightning_vfs.commands.demo_studio import Order, Studio, in_a_sentence, picture_of
+from lightning_vfs.commands.demo_studio import Order, Studio, in_a_sentence, picture_of, result_of
 from lightning_vfs.core.errors import ConfigError, VFSError
 from lightning_vfs.data import load_support
 from lightning_vfs.training import pretrained
@@ -52,6 +52,7 @@ def test_images_appear_step_by_step_and_are_those_of_sample(studio: Studio, mode
     support = load_support(photos[:3], 8, 3)
     expected = VFSDDPM.from_pretrained(model).sample(support, 4, steps=20, guidance_scale=2.0, seed=5)
     assert frames[-1].images.equal(expected)
+    assert result_of(order, frames[-1]) == "4 images in 20 steps, from the first 3 of 7 pictures"
     errors = [float((frame.images - expected).abs().mean()) for frame in frames]
     assert errors[0] > errors[-2] > 0 or errors[-2] == 0
     assert all(frame.images.abs().max() <= 1 for frame in frames)

@@ -36,10 +36,13 @@ def test_an_extractor_is_trained_from_the_command_line(
 
 
 def test_other_words_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["extractor", "train"]) == 1
-    assert "there is `extractor fit`" in capsys.readouterr().err
-    assert main(["extractor", "--help"]) == 0
-    assert main(["extractor"]) == 2
+    assert main(["extractor", "train"]) == main(["extractor"]) == 2
+    said = capsys.readouterr().err
+    assert "'train' is no command of it" in said and "a command is missing" in said
+    assert main(["extractor", "fit", "--data=GlyphSets"]) == 2
+    assert "Missing: --out" in capsys.readouterr().err
+    assert main(["extractor", "--help.all"]) == 0
+    assert "--image_size" in capsys.readouterr().out
 
 
 def test_figures_in_its_features_have_its_name_and_its_weights(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_options_and_defaults_are_those_of_the_parser(name: str, defaults: dict[
             assert says == shown or says.lower() == shown, f"{option}: {says} is the default, not {shown}"
 
 
-@pytest.mark.parametrize("command", [["compare"], ["cache"], ["extractor", "fit"]])
+@pytest.mark.parametrize("command", [["compare"], ["cache"], ["extractor", "fit"], ["demo"], ["push"]])
 def test_options_are_those_of_all_options(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help.all"]) == 0
     known = capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_a_command_prints_lines_of_ours_only(printed: Path, name: str) -> None:
 def test_each_line_comes_once(printed: Path) -> None:
     lines = (printed / "resume.err").read_text().splitlines()
     begins = [line.split(":")[0].split(" ")[0] for line in lines]
-    assert begins == ["--ckpt_path", "Training", "Data", "Training", "Trained"]
+    assert begins == ["--ckpt_path", "Training", "Data", "Training", "Trained", "Written", "Next"]
     assert f"from {CHECKPOINT} on cpu, precision 32-true, seed 0." in lines[1]
     assert lines[3].startswith("Training: 8/8 steps (100%)")
 

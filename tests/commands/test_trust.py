@@ -14,6 +14,7 @@ from PIL import Image
 
 from lightning_vfs import VFSDDPM
 from lightning_vfs.cli import main
+from lightning_vfs.commands.trust import check_class_paths
 from lightning_vfs.core.errors import CheckpointError, UntrustedCodeError
 
 from ..processes import run
@@ -175,3 +176,14 @@ def test_fit_continues_with_a_network_that_the_command_names(downloaded: Path, t
     Path("pillow_heif.py").unlink()
     code, said = command("validate", *flags, "--model.config.encoder.architecture=own.Encoder")
     assert code == 0, said
+
+
+def test_transforms_that_a_file_names_are_torchvisions_or_trusted() -> None:
+    def check(path: str, trusted: list[str]) -> None:
+        check_class_paths(Path("config.yaml"), {"init_args": {"augmentation": [{"class_path": path}]}}, trusted)
+
+    check("torchvision.transforms.v2.RandomHorizontalFlip", [])
+    check("mine.Blur", ["mine"])
+    for path in ("mine.Blur", "torchvision.transforms.v2.functional.os.system", "torchvision.transforms.v2x.Flip"):
+        with pytest.raises(UntrustedCodeError, match="which is not part of lightning_vfs"):
+            check(path, [])

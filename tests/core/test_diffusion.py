@@ -134,8 +134,8 @@ def test_samplers_draw_from_a_normal_distribution_with_its_optimal_denoiser(samp
 def test_ddim_needs_noise_for_eta_and_a_known_sampler() -> None:
     with pytest.raises(ValueError, match=r"eta 0.5 adds noise"):
         diffusion_of().ddim_step(X_0, NOISE, T, T - 1, eta=0.5)
-    with pytest.raises(ConfigError, match="sampler is 'euler'; allowed: 'ddpm', 'ddim', 'dpmpp_2m'"):
-        sample(lambda x, t, step: x, NOISE, diffusion_of(), "euler")
+    with pytest.raises(ConfigError, match="sampler is 'plms'; allowed: 'ddpm', 'ddim', 'dpmpp_2m', 'euler', 'heun'"):
+        sample(lambda x, t, step: x, NOISE, diffusion_of(), "plms")
     with pytest.raises(ConfigError, match="eta is 2"):
         sample(lambda x, t, step: x, NOISE, diffusion_of(), "ddim", eta=2)
     for sampler in ("ddpm", "dpmpp_2m"):

@@ -72,6 +72,11 @@ def float32(x: Any) -> Any:
     return array_namespace(x).astype(x, array_namespace(x).float32)
 
 
+def masked(x: Any, seen: Any) -> Any:
+    """For every image of a set all images, zero where they are not seen."""
+    return x[:, None] * array_namespace(x).astype(seen, x.dtype)[..., None, None, None]
+
+
 def stop_gradient(x: Any) -> Any:
     return x.detach() if is_torch_array(x) else jax.lax.stop_gradient(x) if is_jax_array(x) else x
 
@@ -121,9 +126,18 @@ def all_cases(dtype: type) -> list[Case]:
     few_steps = GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept=(0, 200))
     # with steps of second order between the first and the last
     four_steps = GaussianDiffusion(DiffusionConfig(STEPS, prediction="v"), kept=(0, 100, 200, 300))
+    flow_config = {"schedule": "flow", "prediction": "x_0", "weighting": "v", "contrastive_weight": 0.1}
+    flow, flow_output = GaussianDiffusion(DiffusionConfig(STEPS, **flow_config)), X_0 + ERROR
+
+    def contrasted(output: Any, x_0: Any, x_t: Any, t: Any, noise: Any, negative: Any) -> Any:
+        return flow.training_losses(output, x_0, x_t, t, noise, stop_gradient, negative=negative)
+
     learned = np.concatenate([X_0, ERROR], axis=1), np.concatenate([NOISE, OTHER_NOISE], axis=1)
     cases = [
         Case("leave_one_out", sets.leave_one_out, SETS),
+        Case("seen_images", lambda x: masked(x, sets.seen_images(x, True)), SETS),
+        Case("seen_images, of all", lambda x: masked(x, sets.seen_images(x, False)), SETS),
+        Case("seen_images, of the first", lambda x, s: masked(x, sets.seen_images(x, True, s)), SETS, SHOTS),
         Case("complete, 5 to 7", lambda x: sets.complete(x, 7), SETS),
         Case("complete, 5 to 5", lambda x: sets.complete(x, 5), SETS),
         Case("keep_first", sets.keep_first, SETS, SHOTS),
@@ -147,6 +161,12 @@ def all_cases(dtype: type) -> list[Case]:
         Case("guided, learned variance", lambda c, u, scales: guided(c, u, scales[0], 2), *learned, np.full(4, 2.5)),
         Case("prior_bits_per_dim", functools.partial(prior_bits_per_dim, few_steps), X_0),
         Case("bits_per_dim", lambda x, n: bits_per_dim(denoise, x, few_steps, lambda i: n[:, i]), X_0, STEP_NOISES),
+        Case("GaussianDiffusion.velocity", flow.velocity, flow_output, flow.q_sample(X_0, T, NOISE), T),
+        Case("GaussianDiffusion.euler_step", flow.euler_step, NOISE, X_0, T),
+        Case("GaussianDiffusion.training_losses, contrast", contrasted, flow_output, X_0, NOISE, T, ERROR, OTHER_NOISE),
+        Case("sample, euler", functools.partial(draw, four_steps, "euler", 0.0), NOISE, STEP_NOISES),
+        Case("sample, heun", functools.partial(draw, four_steps, "heun", 0.0), NOISE, STEP_NOISES),
+        Case("sample, heun [flow]", functools.partial(draw, flow.respaced(4), "heun", 0.0), NOISE, STEP_NOISES),
         Case("sample, dpmpp_2m", functools.partial(draw, four_steps, "dpmpp_2m", 0.0), NOISE, STEP_NOISES),
         *of_process("eps", "fixed_small", "ddim", 0.0),
         *of_process("x_0", "fixed_large", "ddim", 0.7),
@@ -159,7 +179,10 @@ def each_case(dtype: type) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", all_cases(dtype), ids=lambda case: case.name)
 
 
-NO_ARRAYS = {"make_betas", "space_timesteps", "sincos_positions", "GaussianDiffusion.respaced"}
+NO_ARRAYS = {
+    "make_betas", "make_path", "space_timesteps", "sincos_positions", "timestep_probabilities",
+    "GaussianDiffusion.respaced",
+}  # fmt: skip
 NO_ARRAYS_IN = {
     "checks",
     "contract",

@@ -212,7 +212,7 @@ def test_dpmpp_2m_is_of_second_order_and_better_than_ddim() -> None:
     [
         ({"steps": 0}, ["steps is 0", "at least 1"]),
         ({"steps": 2.5}, ["steps is 2.5", "whole number"]),
-        ({"sampler": "euler"}, ["sampler is 'euler'", "'ddpm', 'ddim', 'dpmpp_2m'"]),
+        ({"sampler": "plms"}, ["sampler is 'plms'", "'ddpm', 'ddim', 'dpmpp_2m', 'euler', 'heun'"]),
         ({"eta": -0.1}, ["eta is -0.1", "from 0", "to 1"]),
         ({"eta": 1.1}, ["eta is 1.1", "from 0", "to 1"]),
         ({"eta": float("nan")}, ["eta is nan"]),

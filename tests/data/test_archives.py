@@ -195,8 +195,17 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
         pickle.dumps(np.zeros(100, np.uint8))[:-30],
         pickle.dumps(np.zeros(3, np.uint8), protocol=2).replace(b"K\x03\x85", b"K\x7f\x85"),  # a shape of 127
         b"\x80\x02K\x01r\xff\xff\xff\x7f.",  # would take 32 GiB
+        b"\x80\x02]q\x00h\x00a.",  # a list of itself
     ],
 )
 def test_other_pickles_are_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="the file cannot be read as a pickle of arrays and plain values"):
         loaded(content)
+
+
+def test_values_that_occur_often_are_read_once() -> None:
+    value: list[object] = [np.zeros(2, np.uint8)]
+    for _ in range(60):
+        value = [value, value]
+    found = loaded(pickle.dumps(value))
+    assert isinstance(found, list) and found[0] is found[1]

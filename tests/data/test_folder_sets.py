@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,35 @@ def test_what_does_not_change_the_content_decodes_nothing(
     copy.rename(root)
     sets(root).setup()
     assert decoded == [] and len(list(cache_folder.glob("folders-*.safetensors"))) == 1
+
+
+def test_memory_is_that_of_a_chunk_whatever_the_number_of_images(
+    image_folder: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder({f"c{i}/{j}.png": i for i in range(10) for j in range(6)})
+    sets(root).setup()  # what is imported on the way is no memory of images
+    monkeypatch.setattr("lightning_vfs.data.decoded.CHUNK", 4)
+    tracemalloc.start()
+    try:
+        images = sets(root, image_size=128, channels=3).load()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.images.nbytes > 2_900_000  # type: ignore[union-attr]
+    assert most < 1_000_000
+
+
+def test_the_file_system_is_asked_once_for_every_image(image_folder: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ten_classes(image_folder)
+    sets(root).setup()
+    asked: list[str] = []
+    of_path, of_name = Path.stat, os.stat
+    monkeypatch.setattr(Path, "stat", lambda self, **_: asked.append(self.name) or of_path(self))
+    monkeypatch.setattr(os, "stat", lambda path, **_: asked.append(os.path.basename(path)) or of_name(path))
+    data = sets(root)
+    data.setup()
+    data.identity()
+    assert not [name for name in asked if name.endswith(".png")], "beyond what listing the folder asks"
 
 
 def test_pillows_patch_level_is_no_part_of_a_key() -> None:

@@ -88,6 +88,18 @@ MORE_MODELS: dict[str, dict] = {
         "encoder": {"architecture": "vit", "pool": "mean_patch", "head_hidden_dim": 12},
     },
     "vit_agg_variational": {"encoder": {"architecture": "vit", "pool": "agg", "context": "variational"}},
+    "flow_weighted_contrast_null": {
+        "encoder": {"context_dropout": 0.3},
+        "diffusion": {
+            "schedule": "flow",
+            "prediction": "x_0",
+            "weighting": "v",
+            "weight_limit": 4.0,
+            "contrastive_weight": 0.1,
+            "variance": "learned_range",
+            "timestep_sampling": "logit_normal",
+        },
+    },
     "vit_cls": {"encoder": {"architecture": "vit", "depth": 2}, "denoiser": {"film": "concat"}},
     "class_label_null": {"encoder": {"architecture": "class_label", "num_classes": 3, "context_dropout": 0.3}},
     "unconditional": {"encoder": {"architecture": "none"}, "denoiser": {"film": "concat"}},
@@ -124,7 +136,7 @@ def training_batch(config: VFSConfig, b: int = 2, n: int = 3) -> dict[str, torch
     batch = {
         "x_set": torch.rand(b, n, *image, generator=generator) * 2 - 1,
         # At t = 0 the bound is the logarithm of a small difference, whose gradient float32 gives to three digits.
-        "t": torch.tensor([1 if "kl" in config.diffusion.loss else 0, 13]),
+        "t": torch.tensor([1 if "kl" in config.diffusion.loss or config.diffusion.weighting == "v" else 0, 13]),
         "noise": torch.randn(b, n, *image, generator=generator),
     }
     tokens = config.encoded_shape[:-1]
@@ -134,6 +146,10 @@ def training_batch(config: VFSConfig, b: int = 2, n: int = 3) -> dict[str, torch
         codes = (encoder.codebook_groups, encoder.codebook_size)
         # Near 0 and 1 their logarithms' logarithms magnify the rounding of a multiplication that XLA fuses.
         batch["latent_noise"] = 0.05 + 0.9 * torch.rand(b * n, *tokens, *codes, generator=generator)
+    if config.diffusion.contrastive_weight:
+        batch["negative"] = torch.randn(2, b, n, *image, generator=generator)
+    if config.diffusion.timestep_sampling == "logit_normal":
+        batch["bound_weight"] = torch.tensor([0.5, 2.0])
     if sets.random_shots:
         batch["shots"] = torch.tensor([1, sets.shots])
     if encoder.context_dropout:

@@ -50,6 +50,11 @@ DRAWS: dict[str, tuple[dict, dict, dict]] = {
         {"support": supports(2, 3)},
         {"sampler": "dpmpp_2m", "guidance_scale": 2.5, "guidance_interval": [4, 15]},
     ),
+    "heun_along_straight_paths": (
+        {"encoder": {"context_dropout": 0.1}, "diffusion": {"schedule": "flow", "prediction": "x_0"}},
+        {"support": supports(2, 3)},
+        {"sampler": "heun", "guidance_scale": 2.5, "guidance_interval": [4, 15]},
+    ),
     "guided_timestep_discrete": (
         {"encoder": DISCRETE, "diffusion": {"variance": "learned_range"}},
         {"support": supports(2)},
@@ -231,3 +236,15 @@ def test_the_import_says_what_to_install() -> None:
     code = "import sys; sys.modules['flax'] = None; import lightning_vfs.flax"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'lightning_vfs[jax]'" in process.stderr.splitlines()[-1]
+
+
+def test_outside_of_the_interval_nothing_is_computed_without_a_condition(tiny_model) -> None:
+    """What is compiled chooses in every step; guided throughout, there is nothing to choose."""
+    twin = FlaxVFSDDPM.from_torch(tiny_model(3, encoder={"context_dropout": 0.1}))
+
+    def program(**options: object) -> str:
+        sample = lambda support: twin.sample(support, 2, steps=3, guidance_scale=2.0, **options)  # noqa: E731
+        return str(jax.make_jaxpr(sample)(supports(2).numpy()))
+
+    assert "cond[" in program(guidance_interval=(5, 15))
+    assert "cond[" not in program()

@@ -142,6 +142,9 @@ def test_the_nearest_training_image_is_found(most: int, monkeypatch: pytest.Monk
         # The variants are those of the image itself here.
         apart = {row: plain_distance(images.uint8(j), images.uint8(i)) for row, j in kept.items()}
         assert near[i] == pytest.approx(min(apart.values()), abs=1e-3)
+        for limit in (0.9 * near[i], 1.1 * near[i], math.nan):
+            found = reference.nearest(thumbnails(images.uint8([i])), limits=torch.tensor([limit]).double())
+            assert found > limit or found == near[i] or (math.isnan(limit) and found == math.inf)
         apart.pop(rows[i], None)
         assert others[i] == pytest.approx(min(apart.values()), rel=1e-6)
 

@@ -25,7 +25,7 @@ class Recorded(VFSDDPM):
 
 def model_of() -> Recorded:
     torch.manual_seed(0)
-    diffusion = {"timesteps": TIMESTEPS, "timestep_sampling": "loss_second_moment"}
+    diffusion = {"timesteps": TIMESTEPS, "timestep_sampling": "loss_second_moment", "contrastive_weight": 0.1}
     return Recorded(tiny_config(2, diffusion=diffusion), OptimizerConfig()).train()
 
 

@@ -240,3 +240,11 @@ def test_a_class_conditional_model_can_be_guided(tiny_model) -> None:
     model = class_conditional(tiny_model, context_dropout=0.1)
     plain = model.sample(label=1, num_images=2, steps=4)
     assert not torch.allclose(model.sample(label=1, num_images=2, steps=4, guidance_scale=3.0), plain, atol=1e-3)
+
+
+def test_the_denoiser_sees_images_twice_only_in_the_interval(tiny_model) -> None:
+    model, rows = tiny_model(encoder={"context_dropout": 0.5}), []
+    model.denoiser.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    model.generate(SUPPORT, INDEX, steps=4, guidance_scale=2.0, guidance_interval=(5, 15))
+    assert GaussianDiffusion(model.config.diffusion).respaced(4).timesteps.tolist() == [0, 6, 13, 19]
+    assert rows == [2, 4, 4, 2]

@@ -156,7 +156,7 @@ def test_an_interrupted_encoding_goes_on_and_a_damaged_file_is_made_again(
     monkeypatch.setattr(Autoencoder, "encode", encode)
     assert torch.allclose(found, autoencoder.encode(split.float(np.arange(len(split)))), atol=1e-5)
     (file,) = cache.glob("latents-*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    file.write_bytes(file.read_bytes()[:-1] + b"\2")
     with pytest.warns(DamagedCacheWarning):
         assert torch.equal(latents(), found)
 

@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_vfs import VFSDDPM
-from lightning_vfs.core.errors import ClassMismatchError
+from lightning_vfs.core.errors import ClassMismatchError, ConfigError
+from lightning_vfs.core.timestep_density import timestep_probabilities
 from lightning_vfs.data import FolderSets
 from lightning_vfs.modules import OptimizerConfig
 from lightning_vfs.modules.noise import TIMESTEP, indexed_uniform
+from lightning_vfs.training.timestep_sampling import TimestepDensity
 from tests.conftest import tiny_config
 from tests.modules.sampler_ranks import BATCHES, TIMESTEPS, batch_of, model_of
 from tests.ranks import run_ranks
@@ -50,7 +52,8 @@ def test_the_loss_is_weighted_for_the_timesteps_that_were_drawn() -> None:
     numbers = again._random_numbers(2, batch["index"])
     t, weight = again.timestep_sampler.draw(indexed_uniform(batch["index"], 0, TIMESTEP))
     assert not torch.equal(weight, torch.ones_like(weight))  # it has seen enough to prefer some timesteps
-    losses, _ = again.losses(batch["images"], t, **numbers)
+    negative = again._negative(batch["images"], batch["index"])
+    losses, _ = again.losses(batch["images"], t, negative=negative, **numbers)
     torch.testing.assert_close(model.batch_loss(batch), (weight * losses).mean())
     # Evaluation draws timesteps alike, and teaches the sampler nothing.
     before = {name: value.clone() for name, value in model.timestep_sampler.state_dict().items()}
@@ -87,6 +90,67 @@ def test_two_ranks_learn_the_same_losses_as_one_process(tmp_path: Path) -> None:
         model.batch_loss(batch_of(step))
     for name, value in model.timestep_sampler.state_dict().items():
         torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5)
+
+
+# -- timesteps by a density, and the contrastive term ----------------------------------------------------------------
+
+
+def test_timesteps_follow_their_density_in_training_alone_and_weigh_the_bound() -> None:
+    parts = {"timesteps": 50, "timestep_sampling": "logit_normal", "timestep_mean": 1.0, "variance": "learned_range"}
+    model = VFSDDPM(tiny_config(2, diffusion=parts)).train()
+    batch = batch_of(0)
+    uniform = indexed_uniform(batch["index"], 0, TIMESTEP)
+    t, weight = TimestepDensity(timestep_probabilities(model.config.diffusion)).draw(uniform)
+    numbers = model._random_numbers(2, batch["index"])
+    losses, _ = model.losses(batch["images"], t, bound_weight=weight, **numbers)
+    torch.testing.assert_close(model.batch_loss(batch), losses.mean())
+    assert not torch.isclose(losses.mean(), model.losses(batch["images"], t, **numbers)[0].mean())
+    losses, _ = model.losses(batch["images"], (uniform * 50).long(), **numbers)
+    torch.testing.assert_close(model.eval().batch_loss(batch), losses.mean())
+
+
+def contrastive(**encoder) -> VFSDDPM:
+    diffusion = {"schedule": "flow", "prediction": "v", "contrastive_weight": 0.2}
+    return noisy(VFSDDPM(tiny_config(2, encoder=encoder, diffusion=diffusion)))
+
+
+def noisy(model: VFSDDPM) -> VFSDDPM:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.train()
+
+
+def test_the_negative_is_the_set_with_the_next_global_index() -> None:
+    model, batch = contrastive(), batch_of(1)
+    images, index = batch["images"], batch["index"]
+    t = (indexed_uniform(index, 0, TIMESTEP) * 20).long()
+    numbers = model._random_numbers(2, index)
+    plain, _ = model.losses(images, t, **numbers)
+    negative = (images.roll(-1, dims=0), numbers["noise"].roll(-1, dims=0))
+    given = []
+    model.denoiser.register_forward_hook(lambda module, inputs, output: given.append(output.detach()))
+    loss = model.batch_loss(batch)
+    away = ((given[-1] - (negative[1] - negative[0]).flatten(0, 1)) ** 2).mean()
+    torch.testing.assert_close(loss, plain.mean() - 0.2 * away)
+    order = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.batch_loss({"images": images[order], "index": index[order]}), loss)
+    torch.testing.assert_close(model.eval().batch_loss(batch), plain.mean())
+
+
+def test_images_without_their_context_are_not_pushed_away() -> None:
+    model, batch = contrastive(context_dropout=0.5), batch_of(2)
+    numbers = model._random_numbers(2, batch["index"]) | {"dropped": torch.ones(8, 2, dtype=torch.bool)}
+    t = torch.full((8,), 3)
+    negative = (torch.ones_like(batch["images"]), numbers["noise"])
+    without, _ = model.losses(batch["images"], t, **numbers)
+    torch.testing.assert_close(model.losses(batch["images"], t, negative=negative, **numbers)[0], without)
+
+
+def test_a_contrast_needs_conditions() -> None:
+    with pytest.raises(ConfigError, match="contrastive_weight is 0.1, but encoder.architecture 'none'"):
+        tiny_config(encoder={"architecture": "none"}, diffusion={"contrastive_weight": 0.1})
 
 
 # -- class-conditional training --------------------------------------------------------------------------------------

@@ -121,8 +121,8 @@ def test_impossible_requests_are_refused_by_name(tiny_model) -> None:
     model = tiny_model()
     with pytest.raises(ConfigError, match="50 sampling steps of a process of 20: take 1 to 20"):
         model.sample(X_SET[:, :5], steps=50)
-    with pytest.raises(ConfigError, match="sampler is 'euler'; allowed: 'ddpm', 'ddim', 'dpmpp_2m'"):
-        model.sample(X_SET[:, :5], steps=5, sampler="euler")
+    with pytest.raises(ConfigError, match="sampler is 'plms'; allowed: 'ddpm', 'ddim', 'dpmpp_2m', 'euler', 'heun'"):
+        model.sample(X_SET[:, :5], steps=5, sampler="plms")
 
 
 # -- training --------------------------------------------------------------------------------------------------------

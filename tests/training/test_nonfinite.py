@@ -6,6 +6,7 @@ import copy
 import re
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ class MomentumByContrast(Momentum, ByContrast):
 
 
 class MomentumAbsent(Momentum, Absent):
+    pass
+
+
+class WithMuon:
+    """Its optimizer, in place of AdamW alone."""
+
+    def configure_optimizers(self) -> Any:
+        self.optimizer_config = replace(self.optimizer_config, name="muon")
+        return super().configure_optimizers()  # type: ignore[misc]
+
+
+class MuonByContrast(WithMuon, ByContrast):
+    pass
+
+
+class MuonAbsent(WithMuon, Absent):
     pass
 
 
@@ -149,6 +166,8 @@ SKIPPED: dict[str, tuple[type[VFSDDPM], type[VFSDDPM], dict[str, Any]]] = {
     "clipped": (ByContrast, Absent, {"gradient_clip_val": 0.1}),
     "accumulated": (ByContrast, Absent, {"accumulate_grad_batches": 2}),  # the bad batch is the first of two
     "another optimizer": (MomentumByContrast, MomentumAbsent, {}),
+    "Muon": (MuonByContrast, MuonAbsent, {"gradient_clip_val": 0.1}),
+    "Muon, gradient scaler": (MuonByContrast, MuonAbsent, {"plugins": MixedPrecision("16-mixed", "cpu")}),
     "gradient scaler": (ByContrast, Absent, {"plugins": MixedPrecision("16-mixed", "cpu")}),
 }
 

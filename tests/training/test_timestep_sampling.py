@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_vfs.core import CheckpointError
-from lightning_vfs.training.timestep_sampling import LossSecondMoment
+from lightning_vfs.core import CheckpointError, DiffusionConfig
+from lightning_vfs.core.timestep_density import timestep_probabilities
+from lightning_vfs.training.timestep_sampling import LossSecondMoment, TimestepDensity
 
 pytestmark = pytest.mark.numeric
 
@@ -152,3 +153,17 @@ def test_it_waits_for_no_device() -> None:
     for sampler in (LossSecondMoment(T), trained()):
         sampler.update(torch.zeros(5, dtype=torch.int64, device="meta"), torch.zeros(5, device="meta"))
         assert sampler.state_dict()["losses"].device.type == "meta"
+
+
+def test_a_density_draws_with_its_probabilities_and_weighs_by_their_inverse() -> None:
+    config = DiffusionConfig(50, timestep_sampling="logit_normal", timestep_mean=0.8, timestep_sd=0.8)
+    probabilities = timestep_probabilities(config)
+    even = (torch.arange(200_000) + 0.5) / 200_000
+    t, weight = TimestepDensity(probabilities).draw(even)
+    drawn = torch.bincount(t, minlength=50).double() / len(t)
+    torch.testing.assert_close(drawn, torch.from_numpy(probabilities), atol=1e-5, rtol=0)
+    # What is weighted is expected as with uniform timesteps.
+    torch.testing.assert_close((weight * t).double().mean(), torch.tensor(24.5, dtype=torch.float64), atol=0.1, rtol=0)
+    assert weight.max() <= 1000
+    ends, _ = TimestepDensity(probabilities).draw(torch.tensor([0.0, 1 - 2**-24]))
+    assert ends.tolist() == [0, 49]
