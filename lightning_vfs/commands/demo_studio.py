@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -171,7 +171,7 @@ class Studio:
 
         def work() -> None:
             try:
-                how = {"seed": order.seed, "batch_size": order.num_images, "on_step": on_step}
+                how: dict[str, Any] = {"seed": order.seed, "batch_size": order.num_images, "on_step": on_step}
                 (images,) = model.sample_batches(support, order.num_images, sampling, **how)
                 if not images.isfinite().all():
                     raise EvaluationError(f"The images are not finite: {why_not_finite(model)}.")

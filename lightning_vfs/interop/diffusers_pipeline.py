@@ -65,6 +65,12 @@ class FewShotPipeline(DiffusionPipeline):
         model: a FewShotModel.
     """
 
+    # Type checkers take diffusers' stand-in, which has none of its members, for the class.
+    model: FewShotModel
+    register_modules: Any
+    progress_bar: Any
+    save_pretrained: Any
+
     def __init__(self, model: FewShotModel) -> None:
         super().__init__()
         self.register_modules(model=model)
