@@ -76,6 +76,8 @@ def test_data_files_are_in_the_wheel(wheel: Path) -> None:
         inside = set(archive.namelist())
     package = ROOT / "lightning_vfs"
     expected = {package / "py.typed", package / "metrics" / "glyph_cnn.safetensors", *package.rglob("*.yaml")}
+    expected |= {path for path in (package / "pretrained").rglob("*") if path.is_file()}
+    assert package / "pretrained" / "glyphs" / "model.safetensors" in expected
     assert len(expected) > 10
     assert {path.relative_to(ROOT).as_posix() for path in expected} <= inside
 

@@ -44,7 +44,9 @@ def _parser() -> ExplainingParser:
     parser = ExplainingParser(prog="lightning-vfs evaluate", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML with any of these options, such as a protocol")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="a Lightning checkpoint; or --pretrained")
-    parser.add_argument("--pretrained", type=str | None, default=None, help="a folder of `convert`, or a hub id")
+    parser.add_argument(
+        "--pretrained", type=str | None, default=None, help="glyphs, a folder of `convert`, or a hub id"
+    )
     parser.add_argument("--autoencoder", type=str | None, default=None, help="its folder, for a model of latents")
     parser.add_argument("--trust", type=str | None, default=None, help=TRUST_HELP)
     parser.add_argument("--raw", type=bool, default=False, help="the raw weights instead of the averaged ones")

@@ -72,7 +72,8 @@ def sample(
         support: folder of images of one class, or one image; from more than the model takes, some are drawn by seed.
         label: number of a training class, instead of the support, for a class-conditional model.
         ckpt_path: a Lightning checkpoint; or give `pretrained`.
-        pretrained: a folder with model.safetensors and config.json, or a hub id.
+        pretrained: `glyphs`, the model that comes with the package, a folder with model.safetensors and
+            config.json, or a hub id.
         autoencoder: folder of the autoencoder of a model of latents, if it is not the one used in training.
         num_images: images to generate.
         steps: diffusion steps to take.
