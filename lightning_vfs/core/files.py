@@ -145,7 +145,8 @@ def check_is_folder(folder: Path) -> None:
         ConfigError: what is there, and what to do.
     """
     if not (place := nearest(folder)).is_dir():
-        raise ConfigError(f"{place} is a file, not a folder that files can be written to: choose another folder.")
+        message = f"{place} is a file, not a folder: {folder} cannot be written to. Choose another folder."
+        raise ConfigError(message) from NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
 
 
 def make_room(folder: Path, listing: str, names: Iterable[str]) -> list[Path]:

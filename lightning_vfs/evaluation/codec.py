@@ -108,9 +108,11 @@ def plain_values(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         EvaluationError: no such file, not JSON, or no mapping.
+        ConfigError: a URL.
     """
+    file = local_path(path, "The record")
     try:
-        values = read_json(local_path(path, "The record"))
+        values = read_json(file)
     except OSError as error:
         raise EvaluationError(
             f"{path} cannot be read ({error.strerror or error}): give the fid.json of an evaluation."

@@ -148,7 +148,7 @@ def test_supports_and_options_that_cannot_work_are_refused_as_by_torch(tiny_mode
         with pytest.raises(SetSizeMismatchError, match="takes 1 to 5"):
             twin.sample(np.zeros((k, 3, 8, 8), np.float32), steps=6)
     for wrong, said in (
-        ({"sampler": "euler"}, "euler"),
+        ({"sampler": "midpoint"}, "midpoint"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"steps": 21}, "21 sampling steps"),
         ({"num_images": 0}, "num_images is 0"),
