@@ -48,7 +48,7 @@ def test_the_script_writes_a_model_that_works_by_its_name(
     script: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "pretrained" / "glyphs"
-    script.main(["--minutes", "0.001", "--out", str(folder)])
+    script.main(["--minutes", "1e-9", "--out", str(folder)])
     assert "Training for 1 epochs in " in capsys.readouterr().out
     names = {path.name for path in folder.iterdir()}
     assert names == {"model.safetensors", "config.json", "README.md", "fid.json", "samples.png", "examples"}

@@ -46,7 +46,8 @@ class DiffusionConfig:
             (`loss_second_moment`), each weighted so that the expected loss stays the same; or by a fixed density, for
             which the squared error is not weighted, but the variational bound is: `logit_normal` (the logit of t / T is
             normal; Esser et al. 2024) or `log_normal` (the logarithm of noise over signal is; Karras et al. 2022).
-        timestep_mean, timestep_sd: of the normal distribution of `logit_normal` and `log_normal`.
+        timestep_mean: of the normal distribution of `logit_normal` and `log_normal`.
+        timestep_sd: its standard deviation.
         contrastive_weight: how much predictions are pushed away from the target of another set, from 0 to below 1
             (contrastive flow matching: Stoica et al. 2025, where 0.05 is usual); 0 for none.
 

@@ -27,7 +27,9 @@ class CelebASets(OfficialSets):
         root: folder of img_align_celeba.zip (or of the folder img_align_celeba that it unpacks to) and of
             identity_CelebA.txt.
         min_images: least photographs of a person.
-        set_size, image_size, channels: as for `SetDataModule`.
+        set_size: as for `SetDataModule`.
+        image_size: likewise.
+        channels: likewise.
         **kwargs: as for `OfficialSets`.
 
     Raises:

@@ -45,7 +45,9 @@ class CIFAR100Sets(OfficialSets):
     Args:
         root: folder of cifar-100-python.tar.gz, or of the folder cifar-100-python that it unpacks to.
         partition: which classes are train, val and test.
-        set_size, image_size, channels: as for `SetDataModule`.
+        set_size: as for `SetDataModule`.
+        image_size: likewise.
+        channels: likewise.
         **kwargs: as for `OfficialSets`.
 
     Raises:

@@ -27,7 +27,9 @@ class CUBSets(OfficialSets):
 
     Args:
         root: folder of CUB_200_2011.tgz, or of the folder CUB_200_2011 that it unpacks to.
-        set_size, image_size, channels: as for `SetDataModule`.
+        set_size: as for `SetDataModule`.
+        image_size: likewise.
+        channels: likewise.
         **kwargs: as for `OfficialSets`.
 
     Raises:

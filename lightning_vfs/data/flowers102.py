@@ -39,7 +39,9 @@ class Flowers102Sets(OfficialSets):
     Args:
         root: folder of 102flowers.tgz (or of the folder jpg that it unpacks to) and of imagelabels.mat.
         partition: which classes are train, val and test.
-        set_size, image_size, channels: as for `SetDataModule`.
+        set_size: as for `SetDataModule`.
+        image_size: likewise.
+        channels: likewise.
         **kwargs: as for `OfficialSets`.
 
     Raises:

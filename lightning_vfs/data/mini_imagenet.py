@@ -51,7 +51,9 @@ class MiniImageNetSets(OfficialSets):
 
     Args:
         root: folder of these files.
-        set_size, image_size, channels: as for `SetDataModule`.
+        set_size: as for `SetDataModule`.
+        image_size: likewise.
+        channels: likewise.
         **kwargs: as for `OfficialSets`.
 
     Raises:

@@ -55,7 +55,9 @@ class OmniglotSets(OfficialSets):
     Args:
         root: folder of the zips, or of what they unpack to.
         protocol: which characters are train and test.
-        set_size, image_size, channels: as for `SetDataModule`.
+        set_size: as for `SetDataModule`.
+        image_size: likewise.
+        channels: likewise.
         **kwargs: as for `OfficialSets`.
 
     Raises:

@@ -52,8 +52,8 @@ class ImageSample:
 
     def add(self, pixels: Tensor, index: np.ndarray) -> None:
         """Describe those among images uint8 (n, c, h, w) of global indices (n,) that are asked for."""
-        wanted = np.isin(index, self._wanted)
-        self._found |= describe_images(pixels[torch.from_numpy(wanted)], index[wanted])
+        rows = np.flatnonzero(np.isin(index, self._wanted))
+        self._found |= describe_images(pixels[torch.from_numpy(rows).to(pixels.device)], index[rows])
 
     def gathered(self) -> dict[str, SampledImage]:
         """Descriptions of all ranks, in the order of their index. Collective."""

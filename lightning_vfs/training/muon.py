@@ -30,7 +30,8 @@ class MuonAdamW(Optimizer):
     not wait for it.
 
     Args:
-        muon, adamw: optimizers of different parameters; from here on this one steps them.
+        muon: of some parameters; from here on this one steps it.
+        adamw: of others; likewise.
     """
 
     found_inf: Tensor | None = None

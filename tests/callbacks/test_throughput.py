@@ -41,14 +41,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock, pixels = Clock(), ClassImages.float
+    clock, pixels = Clock(), ClassImages.uint8
 
     def fetch(self: ClassImages, members: Any) -> torch.Tensor:
         clock.fetch()
         return pixels(self, members)
 
     monkeypatch.setattr(time, "perf_counter", clock)
-    monkeypatch.setattr(ClassImages, "float", fetch)
+    monkeypatch.setattr(ClassImages, "uint8", fetch)
     return clock
 
 
