@@ -20,7 +20,7 @@ from lightning_vfs.callbacks.evaluation import can_write, evaluating, sets_of
 from lightning_vfs.core.checks import check_at_least
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import local_path, read_json
-from lightning_vfs.core.fingerprint import recipe_sha256, run_sha256
+from lightning_vfs.core.fingerprint import hashes_of
 from lightning_vfs.core.sampling_config import SamplerName, SamplingConfig
 from lightning_vfs.evaluation.evaluator import Evaluator
 from lightning_vfs.evaluation.model import model_record
@@ -279,8 +279,7 @@ def _model_record(trainer: pl.Trainer, pl_module: pl.LightningModule) -> ModelRe
         weights="averaged" if averaged else "raw",
         averaging_decay=options.get("decay"),
         averaging_warmup=options.get("warmup"),
-        run_sha256=run_sha256(of_run) if of_run else None,
-        recipe_sha256=recipe_sha256(of_run) if of_run else None,
+        **hashes_of(of_run)._asdict(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from pydoc import locate
@@ -96,12 +96,9 @@ def _newest(
 
     Of the checkpoints of a folder that differ in the same way only the newest is listed.
     """
-    # An empty file keeps the name for what a run is writing.
-    files = {f for folder, pattern in searched for f in folder.glob(pattern) if f.is_file() and f.stat().st_size}
     others: dict[tuple[Path, str], _PassedOver] = {}
     mine: Fingerprint | None = None
-    # There may be several of one step; `last` is written last.
-    for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name.startswith("last")), reverse=True):
+    for file in newest_first(file for folder, pattern in searched for file in folder.glob(pattern)):
         try:
             checkpoint = read_checkpoint(file)
             theirs = fingerprint_of_checkpoint(checkpoint)
@@ -117,6 +114,14 @@ def _newest(
         reason = f"step {checkpoint.get('global_step')}; {', '.join(different)}"
         others.setdefault((file.parent, ", ".join(different)), _PassedOver(file, reason))
     return None, list(others.values())
+
+
+def newest_first(files: Iterable[Path]) -> list[Path]:
+    """Checkpoints, each once, by the time that they were written at."""
+    # An empty file keeps the name for what a run is writing.
+    written = {file for file in files if file.is_file() and file.stat().st_size}
+    # There may be several of one step; `last` is written last.
+    return sorted(written, key=lambda file: (file.stat().st_mtime_ns, file.name.startswith(LAST)), reverse=True)
 
 
 def nothing_left(checkpoint: dict[str, Any], trainer: Namespace) -> str | None:

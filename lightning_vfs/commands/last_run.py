@@ -11,9 +11,9 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_vfs.commands.configurations import configuration_of
-from lightning_vfs.commands.last_checkpoint import LAST
+from lightning_vfs.commands.last_checkpoint import LAST, newest_first
 from lightning_vfs.commands.trust import check_class_paths, import_trusted
-from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, configuration_files
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, configuration_files, given_options
 from lightning_vfs.core.errors import CheckpointError, VFSError
 from lightning_vfs.core.fingerprint import KEY as FINGERPRINT
 from lightning_vfs.training.checkpoints import read_checkpoint
@@ -44,9 +44,8 @@ def newest() -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: there is none that can be read.
     """
-    files = {file for pattern in SEARCHED for file in Path().glob(pattern) if file.is_file() and file.stat().st_size}
     unreadable = []
-    for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name.startswith(LAST)), reverse=True):
+    for file in newest_first(file for pattern in SEARCHED for file in Path().glob(pattern)):
         try:
             checkpoint = read_checkpoint(file)
         except VFSError as error:
@@ -56,10 +55,10 @@ def newest() -> tuple[Path, dict[str, Any]]:
             f"--ckpt_path {LAST}: {file}, step {checkpoint.get('global_step')}, is the newest checkpoint here."
         )
         return file, checkpoint
-    listed = f"; these cannot be read:{''.join(unreadable[:5])}\nG" if unreadable else ": g"
+    give = f"; these cannot be read:{''.join(unreadable[:5])}\nGive" if unreadable else ": give"
     raise CheckpointError(
-        f"--ckpt_path {LAST}: there is no checkpoint {' or '.join(SEARCHED[::2])} in the working folder{listed}ive the "
-        "path of a checkpoint, or --config with the configuration of its run."
+        f"--ckpt_path {LAST}: there is no checkpoint {' or '.join(SEARCHED[::2])} in the working folder{give} the path "
+        "of a checkpoint, or --config with the configuration of its run."
     )
 
 
@@ -79,7 +78,7 @@ def with_configuration(args: Sequence[str]) -> list[str]:
             f"--ckpt_path {LAST}: {file} is the newest checkpoint here, but its run has no configuration "
             f"{config}: give one by --config."
         )
-    trust = next((value for arg, value in _values(args) if arg == "--trust"), None)
+    trust = next((value for arg, value in given_options(args) if arg == "--trust"), None)
     code = [{"class_path": path} for path in _named_code(yaml.safe_load(config.read_text()))]
     check_class_paths(config, code, import_trusted(trust))
     return [args[0], f"--config={config}", *args[1:]]
@@ -87,15 +86,9 @@ def with_configuration(args: Sequence[str]) -> list[str]:
 
 def _have_data(args: Sequence[str]) -> bool:
     """Whether arguments or their configurations say what data it is; options alone do not."""
-    if any(name in ("--data", "--data.class_path", "--data.root") for name, _ in _values(args)):
+    if any(name in ("--data", "--data.class_path", "--data.root") for name, _ in given_options(args)):
         return True
     return any("data" in (yaml.safe_load(file.read_text()) or {}) for file in configuration_files(args))
-
-
-def _values(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for arg, after in pairwise([*args, ""]):
-        name, equals, value = arg.partition("=")
-        yield name, value if equals else after
 
 
 def _named_code(values: Any) -> Iterator[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from PIL import Image
 from lightning_vfs.commands.configurations import FOLDER
 from lightning_vfs.commands.shortcuts import SHORTCUTS
 from lightning_vfs.commands.usage import subclasses
-from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, plain_key
+from lightning_vfs.commands.yaml_files import CONFIG_OPTIONS, given_options, plain_key
 from lightning_vfs.core.checks import choose, is_path
 from lightning_vfs.core.errors import ConfigError
 from lightning_vfs.core.files import local_path
@@ -91,7 +90,7 @@ def with_recipe(args: Sequence[str]) -> Chosen | None:
     Returns:
         None if there is a configuration, or no data whose class is known.
     """
-    given = {plain_key(arg.partition("=")[0]): value for arg, value in _pairs(args) if arg.startswith("-")}
+    given = {plain_key(name): value for name, value in given_options(args) if name.startswith("-")}
     if any(arg.partition("=")[0] in CONFIG_OPTIONS for arg in args):
         return None
     data = _data_class(given.get("data", "FolderSets" if "data.root" in given else ""))
@@ -123,13 +122,6 @@ def with_recipe(args: Sequence[str]) -> Chosen | None:
     )
     first = ["--config", str(FOLDER / f"{recipe.name}.yaml"), *added]
     return Chosen([args[0], *first, *_without(args[1:], "data")], says)
-
-
-def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Arguments, and the value of each."""
-    for arg, after in itertools.pairwise([*args, ""]):
-        _, equals, value = arg.partition("=")
-        yield arg, value if equals else after
 
 
 def _without(args: Sequence[str], option: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from lightning_vfs.core.errors import ConfigError
 CONFIG_OPTIONS = ("--config", "-c")
 
 
+def given_options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Arguments without their values, and the value of each: what follows `=`, or the next argument."""
+    for arg, after in pairwise([*args, ""]):
+        name, equals, value = arg.partition("=")
+        yield name, value if equals else after
+
+
 def configuration_files(args: Sequence[str]) -> list[Path]:
     """Files that `--config` names, in their order."""
-    found = []
-    for i, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option in CONFIG_OPTIONS:
-            found.append(value if equals else args[i + 1] if i + 1 < len(args) else "")
+    found = (value for option, value in given_options(args) if option in CONFIG_OPTIONS)
     return [Path(value) for value in found if value and _is_file(value)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_vfs.core.config import DATA_FIELDS, VFSConfig
 
@@ -78,14 +78,26 @@ def differences(theirs: Fingerprint, ours: Fingerprint) -> list[str]:
     ]
 
 
-def run_sha256(of_run: Fingerprint) -> str:
-    """Hash of a run's fingerprint, in hexadecimal: equal for a run and for what it is resumed as."""
-    return hashlib.sha256(json.dumps(of_run, sort_keys=True).encode()).hexdigest()
+class RunHashes(NamedTuple):
+    """SHA-256 in hexadecimal of a run's fingerprint; None of a run that is not known.
+
+    Attributes:
+        run_sha256: equal for a run and for what it is resumed as.
+        recipe_sha256: without the seed: equal for runs that repeat a training with other seeds.
+    """
+
+    run_sha256: str | None
+    recipe_sha256: str | None
 
 
-def recipe_sha256(of_run: Fingerprint) -> str:
-    """Hash of a fingerprint without its seed: equal for runs that repeat a training with other seeds."""
-    return run_sha256({name: value for name, value in of_run.items() if name != "seed"})
+def hashes_of(of_run: Fingerprint | None) -> RunHashes:
+    """The hashes by which records tell runs apart."""
+    if not of_run:
+        return RunHashes(None, None)
+    recipe = {name: value for name, value in of_run.items() if name != "seed"}
+    return RunHashes(
+        *(hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest() for each in (of_run, recipe))
+    )
 
 
 def unknown(theirs: Fingerprint, ours: Fingerprint) -> str:

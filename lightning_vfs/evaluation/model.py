@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_vfs.core import contract, requests
 from lightning_vfs.core.errors import EvaluationError
 from lightning_vfs.core.files import file_sha256
-from lightning_vfs.core.fingerprint import KEY, recipe_sha256, run_sha256
+from lightning_vfs.core.fingerprint import KEY, hashes_of
 from lightning_vfs.core.sampling_config import SamplingConfig
 from lightning_vfs.core.trust import reading
 from lightning_vfs.data.images import ClassImages, Episodes
@@ -119,6 +119,5 @@ def model_record(model: Any, checkpoint: str | os.PathLike[str] | None = None) -
         averaging_decay=options.get("decay"),
         averaging_warmup=options.get("warmup"),
         autoencoder_sha256=model.autoencoder.weights_sha256 if model.config.latent.autoencoder else None,
-        run_sha256=run_sha256(of_run) if of_run else None,
-        recipe_sha256=recipe_sha256(of_run) if of_run else None,
+        **hashes_of(of_run)._asdict(),
     )
